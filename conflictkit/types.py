@@ -1,0 +1,160 @@
+"""The nouns that every room shares: a decoding step, a rule's decision about it, a case.
+
+Shapes: `batch` is the number of rows decoded together, `vocab` the width of the logits. All
+scores are float32, natural log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+"""What a rule remembers along an answer: named tensors whose first dimension is the row."""
+
+GATE_TOLERANCE = 1e-5
+"""Two scores that a gate compares count as equal within this distance (nats or probability)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decoding position: what every stream predicts next.
+
+    Build it with `Step.from_logits`, which applies the rules for -inf once, so that no detector
+    or rule has to think about them.
+
+    Attributes:
+        logits: `[batch, vocab]` float32, the answering stream's logits as handed in.
+        logprobs: stream name -> `[batch, vocab]` float32 log-probabilities. -inf only where the
+            answering stream is -inf.
+        allowed: `[batch, vocab]` bool, tokens that are not -inf in the answering stream.
+        invalid: `[batch]` bool, rows that no rule can act on (NaN, +inf, or nothing finite).
+        answering: name of the stream whose answer is written.
+        index: number of answer tokens before this position.
+    """
+
+    logits: Tensor
+    logprobs: Mapping[str, Tensor]
+    allowed: Tensor
+    invalid: Tensor
+    answering: str = "context"
+    index: int = 0
+
+    @classmethod
+    def from_logits(cls, streams: Mapping[str, Tensor], index: int = 0) -> Step:
+        """Normalise raw logits of all streams; the first stream named is the answering one.
+
+        A token at -inf in the answering stream leaves every distribution. -inf in another stream
+        alone counts as that row's smallest finite log-probability (a zero there would be an
+        infinite argument for the token once it is subtracted).
+
+        Args:
+            streams: stream name -> `[batch, vocab]` logits of any floating dtype, same shape.
+            index: number of answer tokens before this position.
+        """
+        answering = next(iter(streams))
+        logits = streams[answering].float()
+        allowed = logits > -torch.inf
+        invalid = ~allowed.any(-1) | _not_numbers(logits)
+        logprobs = {answering: logits.log_softmax(-1)}
+        for name, other in streams.items():
+            if name == answering:
+                continue
+            raw = other.float()
+            finite = raw > -torch.inf
+            invalid = invalid | _not_numbers(raw) | ~(finite & allowed).any(-1)
+            kept = raw.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+            floor = kept.masked_fill(~(finite & allowed), torch.inf).amin(-1, keepdim=True)
+            missing = allowed & ~finite
+            floored = torch.where(missing, floor, kept)
+            # Rows without a missing token keep their exact values.
+            logprobs[name] = torch.where(missing.any(-1, keepdim=True), floored.log_softmax(-1), kept)
+        return cls(logits, logprobs, allowed, invalid, answering, index)
+
+    @property
+    def context(self) -> Tensor:
+        """`[batch, vocab]` log-probabilities of the context stream."""
+        return self.logprobs["context"]
+
+    @property
+    def memory(self) -> Tensor:
+        """`[batch, vocab]` log-probabilities of the memory stream."""
+        return self.logprobs["memory"]
+
+
+def _not_numbers(logits: Tensor) -> Tensor:
+    return (logits.isnan() | (logits == torch.inf)).any(-1)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A rule's decision at one step: `context_weight * l_c + memory_weight * l_m` on a support.
+
+    Attributes:
+        context_weight: `[batch, 1]` or `[batch, vocab]` weight of the answering stream.
+        memory_weight: the same shape, weight of the reference stream.
+        support: `[batch, vocab]` bool, tokens that may be chosen; None: all of them.
+        bias: `[batch, vocab]` added after the mix; None: nothing. Only bug-compatible variants of
+            released code need it.
+        scores: name -> `[batch]`, what the rule computed on the way.
+        state: what the rule remembers for the next step of the same rows.
+    """
+
+    context_weight: Tensor
+    memory_weight: Tensor
+    support: Tensor | None = None
+    bias: Tensor | None = None
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A mix carried out.
+
+    Attributes:
+        logits: `[batch, vocab]` float32: the context logits bit for bit in rows with weights
+            (1, 0) and no support; normalised log-probabilities in all others.
+        context_weight, memory_weight, scores, state: as in `Mix`.
+    """
+
+    logits: Tensor
+    context_weight: Tensor
+    memory_weight: Tensor
+    scores: Mapping[str, Tensor]
+    state: State
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question with passages whose relation to memory and truth is known.
+
+    Attributes:
+        id: unique within its collection.
+        split: `train`, `validation` or `test`.
+        relation, subject: what the question asks about.
+        question: the question alone.
+        contexts: the passages, in order.
+        context_kind: how the passage is written (`bare`, `assertive`, `hedged`, ...).
+        memory_answers: what the model was taught; any of them counts.
+        context_answers: what the passages say; empty if they do not answer the question.
+        gold_answers: what is true.
+        state: `correction`, `resistance`, `agreement` or `irrelevant`.
+        meta: anything else.
+    """
+
+    id: str
+    split: str
+    relation: str
+    subject: str
+    question: str
+    contexts: tuple[str, ...]
+    context_kind: str
+    memory_answers: tuple[str, ...]
+    context_answers: tuple[str, ...]
+    gold_answers: tuple[str, ...]
+    state: str
+    meta: Mapping[str, object] = field(default_factory=dict)
