@@ -158,3 +158,57 @@ class Case:
     gold_answers: tuple[str, ...]
     state: str
     meta: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """What happened at one answer token.
+
+    Attributes:
+        id: the token chosen.
+        scores: name -> value of every detector asked for and of what the rule computed.
+        context_weight, memory_weight: the weights used for the chosen token.
+        tops: stream name -> `((token id, probability), ...)`, most probable first.
+    """
+
+    id: int
+    scores: Mapping[str, float]
+    context_weight: float
+    memory_weight: float
+    tops: Mapping[str, tuple[tuple[int, float], ...]]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What one run cost.
+
+    Attributes:
+        forwards: passes over the weights, prefills included.
+        context_tokens, memory_tokens: tokens read by each stream, prompt and answer, padding not
+            counted.
+        edits: positions at which an activation was changed.
+    """
+
+    forwards: int = 0
+    context_tokens: int = 0
+    memory_tokens: int = 0
+    edits: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer as the engine made it.
+
+    Attributes:
+        ids: the answer's token ids, the end token not included.
+        records: one per id (and one more for the end token, if it was reached).
+        finish_reason: `eos`, `stop` or `length`.
+        score: sum of the controlled log-probabilities of the tokens chosen, end token included.
+        stats: cost of the run that made it (the whole batch's run).
+    """
+
+    ids: tuple[int, ...]
+    records: tuple[TokenRecord, ...]
+    finish_reason: str
+    score: float
+    stats: Stats
