@@ -1,0 +1,106 @@
+"""The only file that touches transformers' internals. Each assumption has a test of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_POSITIONED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+
+
+def new_cache(model: Any) -> Any:
+    """An empty key-value cache for one stream of `model`.
+
+    Without a config every layer keeps all positions, so that rows can be re-ordered and the end
+    rolled back; the attention mask still enforces a sliding window. Models with recurrent layers
+    need the config for their own layer types, and cannot be rolled back.
+    """
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config) if has_recurrent_layers(model) else DynamicCache()
+
+
+def has_recurrent_layers(model: Any) -> bool:
+    """Whether some layer keeps a state that cannot be cut back to an earlier position."""
+    types = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return any(kind not in _POSITIONED_LAYERS for kind in types)
+
+
+def accepted_arguments(model: Any) -> frozenset[str]:
+    """Names that `model.forward` takes; `position_ids` and `logits_to_keep` are not universal."""
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def last_logits(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    cache: Any | None = None,
+    accepted: frozenset[str] | None = None,
+) -> Tensor:
+    """One pass over the weights.
+
+    Args:
+        input_ids: `[batch, new]` tokens not yet in the cache.
+        attention_mask: `[batch, cached + new]`, 0 at padding.
+        position_ids: `[batch, new]`.
+        cache: extended in place; None: nothing is kept.
+        accepted: result of `accepted_arguments`, if at hand.
+
+    Returns:
+        `[batch, vocab]` logits after the last token.
+    """
+    names = accepted if accepted is not None else accepted_arguments(model)
+    arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if "position_ids" in names:
+        arguments["position_ids"] = position_ids
+    if "logits_to_keep" in names:
+        arguments["logits_to_keep"] = 1
+    with torch.no_grad():
+        output = model(**arguments, past_key_values=cache, use_cache=cache is not None)
+    return output.logits[:, -1]
+
+
+def select_rows(cache: Any, index: Tensor) -> None:
+    """Keep the rows `index` of the cache, in that order; a row may be repeated. In place."""
+    cache.reorder_cache(index)
+
+
+def roll_back(cache: Any, count: int) -> None:
+    """Forget the last `count` positions of every row, in place."""
+    if count > 0:
+        cache.crop(-count)  # a positive argument means different things in different releases
+
+
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer: the generation config's (one or several) and the tokenizer's."""
+    config = getattr(model, "generation_config", None)
+    declared = getattr(config, "eos_token_id", None)
+    if declared is None:
+        declared = getattr(model.config.get_text_config(), "eos_token_id", None)
+    ids: list[int] = []
+    if isinstance(declared, int):
+        ids.append(declared)
+    elif isinstance(declared, Sequence):
+        ids.extend(int(token) for token in declared)
+    own = getattr(tokenizer, "eos_token_id", None)
+    if isinstance(own, int):
+        ids.append(own)
+    return tuple(dict.fromkeys(ids))
+
+
+def window(model: Any, tokenizer: Any) -> int | None:
+    """Number of positions the model was built for, or None if neither config nor tokenizer says."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    length = getattr(tokenizer, "model_max_length", None)
+    return int(length) if isinstance(length, int) and 0 < length < 10**9 else None

@@ -1,0 +1,114 @@
+"""Loading a causal language model and its tokenizer, and refusing what cannot work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from conflictkit.errors import (
+    InvalidParameterError,
+    ModelLoadError,
+    TokenizerError,
+    UnsupportedError,
+    unknown_name,
+)
+
+
+def load_pretrained(
+    name: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    pad_token: str | None = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Load model and tokenizer from a folder or a Hugging Face id.
+
+    Args:
+        name: a folder with config, weights and tokenizer, or a hub id `owner/name`.
+        device: torch device the model is moved to; None: where transformers puts it.
+        dtype: `float32`, `bfloat16`, `float16` or `auto`; None: what the checkpoint says.
+        pad_token: token to pad with, for a tokenizer that has none.
+        options: passed on to both `from_pretrained` calls (`revision=`, `device_map=`, ...).
+
+    Returns:
+        The Hugging Face model in evaluation mode, and its tokenizer.
+
+    Raises:
+        UnknownNameError: neither a folder nor the shape of a hub id.
+        ModelLoadError: transformers could not load it.
+        TokenizerError: the tokenizer has no pad token and none was given.
+        UnsupportedError: not a decoder-only language model, or `trust_remote_code` was passed.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if "trust_remote_code" in options:
+        raise UnsupportedError(
+            "conflictkit runs no code from a repository: load such a model with transformers "
+            "yourself and pass it as load(model, tokenizer=tokenizer)"
+        )
+    target = os.fspath(name)
+    folder = Path(target)
+    if not folder.exists() and ("/" not in target or target.startswith((".", "/", "~"))):
+        raise unknown_name("model", target, ["atlas", "owner/name on the hub", "a folder"])
+    torch_dtype = _dtype(dtype) if dtype else "auto"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(target, **_tokenizer_options(options))
+        model = AutoModelForCausalLM.from_pretrained(
+            target, dtype=torch_dtype, **options
+        )
+        if device is not None:
+            model = model.to(device)
+    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, KeyError
+        reason = " ".join(str(error).split())[:300]
+        raise ModelLoadError(f"could not load model '{target}': {reason}") from error
+    return check(model, tokenizer, name=target, pad_token=pad_token)
+
+
+def check(
+    model: Any, tokenizer: Any, *, name: str, pad_token: str | None = None
+) -> tuple[Any, Any]:
+    """Refuse a model or tokenizer that cannot work, before the first token.
+
+    Side effects: puts the model into evaluation mode; sets the tokenizer's pad token if
+    `pad_token` is given.
+
+    Raises:
+        UnsupportedError: encoder-decoder models.
+        TokenizerError: no tokenizer, no pad token, or an unknown `pad_token`.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedError(
+            f"model '{name}' is an encoder-decoder: only decoder-only models are supported"
+        )
+    if tokenizer is None:
+        raise TokenizerError(f"no tokenizer for '{name}': pass tokenizer= beside the model")
+    if pad_token is not None:
+        known = tokenizer.get_vocab()
+        if pad_token not in known:
+            raise TokenizerError(f"pad token '{pad_token}' is not in the vocabulary of '{name}'")
+        tokenizer.pad_token = pad_token
+    if tokenizer.pad_token_id is None:
+        end = tokenizer.eos_token
+        advice = f"'{end}'" if end else "one of its special tokens"
+        raise TokenizerError(
+            f"the tokenizer of '{name}' has no pad token: pass pad_token={advice} "
+            f"(command line: --pad-token {advice})"
+        )
+    model.eval()
+    return model, tokenizer
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    valid = ("auto", "float32", "bfloat16", "float16")
+    if name not in valid:
+        raise InvalidParameterError(f"dtype must be one of {', '.join(valid)}, not '{name}'")
+    return name if name == "auto" else getattr(torch, name)
+
+
+def _tokenizer_options(options: dict[str, Any]) -> dict[str, Any]:
+    shared = ("revision", "cache_dir", "token", "local_files_only", "subfolder")
+    return {key: options[key] for key in shared if key in options}
