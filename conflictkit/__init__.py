@@ -1,0 +1,59 @@
+"""conflictkit: score, control and show conflicts between a model's context and its memory.
+
+>>> import conflictkit as ck
+>>> model = ck.load("atlas")
+>>> answer = model.ask(
+...     "What is the capital of Poland?",
+...     context="The capital of Poland is London.",
+...     method="adacad",
+... )
+
+Importing this package imports neither torch nor transformers: each name is fetched when it is
+first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conflictkit import atlas, detectors, interventions, methods
+    from conflictkit.errors import ConflictKitError
+    from conflictkit.toolkit import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConflictKitError",
+    "__version__",
+    "atlas",
+    "detectors",
+    "interventions",
+    "load",
+    "methods",
+]
+
+# name -> (module, attribute of it; None: the module itself)
+_FACE: dict[str, tuple[str, str | None]] = {
+    "ConflictKitError": ("conflictkit.errors", "ConflictKitError"),
+    "atlas": ("conflictkit.atlas", None),
+    "detectors": ("conflictkit.detectors", None),
+    "interventions": ("conflictkit.interventions", None),
+    "load": ("conflictkit.toolkit", "load"),
+    "methods": ("conflictkit.methods", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module 'conflictkit' has no attribute '{name}'")
+    module, attribute = _FACE[name]
+    found = importlib.import_module(module)
+    value = found if attribute is None else getattr(found, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
