@@ -54,7 +54,7 @@ class UnsupportedError(ConflictKitError, RuntimeError):
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError:
-    """Build the error for an unknown `kind` called `name`, with the nearest of the `valid` names."""
+    """The error for an unknown `kind` called `name`; its message names the nearest `valid` one."""
     names = sorted(valid)
     near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? " if near else ""

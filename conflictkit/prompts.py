@@ -236,7 +236,7 @@ def _truncated(segments: _Segments, body: str, end: str, limit: int) -> Prompt:
             high = middle
     if best is None:
         raise ContextTooLongError(
-            f"not one word of the context fits beside the question: the window leaves {limit} tokens"
+            f"not one word of the context fits beside the question: {limit} tokens are left"
         )
     return best
 

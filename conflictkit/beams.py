@@ -1,0 +1,113 @@
+"""Beam search over the controlled scores, for any rule and any number of streams.
+
+Beams add the rule's normalised log-probabilities. Candidates, the ranking by
+`score / length ** length_penalty` (length counts the end token) and the moment to stop follow
+transformers' beam search with its default `early_stopping=False`, so that both find the same
+answers; a width of at least vocab ** (n - 1) makes the search exhaustive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from conflictkit.stepping import Answer, StepLog, Stepper
+
+
+@dataclass(frozen=True)
+class _Beam:
+    """A prefix: the tokens, where each came from in its step's log, and the summed score."""
+
+    score: float
+    ids: tuple[int, ...] = ()
+    origins: tuple[int, ...] = ()  # flat row of every token in the log of its step
+
+
+@dataclass
+class _Row:
+    """The search of one question."""
+
+    live: list[_Beam]
+    done: list[tuple[float, _Beam, str]] = field(default_factory=list)  # ranking score, best first
+    closed: bool = False
+
+
+def search(run: Stepper) -> list[list[Answer]]:
+    """Best `decoding.n` answers of every row, best first."""
+    width = run.decoding.num_beams
+    run.start(width)
+    rows = [_Row([_Beam(0.0)]) for _ in range(run.batch)]
+    logs: list[StepLog | None] = []
+    while True:
+        step, combined = run.predict()
+        run.check(step, step.invalid.tolist())
+        logs.append(run.log(step, combined))
+        scores = combined.logits.log_softmax(-1)
+        vocab = scores.shape[-1]
+        keep = max(2, 1 + len(run.end_ids)) * width
+        for number, row in enumerate(rows):
+            if row.closed:
+                continue
+            flat = slice(number * width, number * width + len(row.live))
+            base = torch.tensor([beam.score for beam in row.live], device=scores.device)
+            totals = (scores[flat] + base[:, None]).flatten()
+            best = totals.topk(min(keep, totals.numel()))
+            found = [
+                (total, place // vocab, place % vocab)
+                for total, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                if total > -torch.inf
+            ]
+            _extend(run, row, found, number * width)
+        if all(row.closed for row in rows):
+            break
+        _move(run, rows, width)
+    return [[_answer(run, entry, logs) for entry in row.done[: run.decoding.n]] for row in rows]
+
+
+def _extend(run: Stepper, row: _Row, found: list[tuple[float, int, int]], offset: int) -> None:
+    """One step of one row: candidates become live beams or finished answers."""
+    width, penalty = run.decoding.num_beams, run.decoding.length_penalty
+    length = len(row.live[0].ids) + 1
+    live: list[_Beam] = []
+    for rank, (total, parent, token) in enumerate(found):
+        source = row.live[parent]
+        beam = _Beam(total, (*source.ids, token), (*source.origins, offset + parent))
+        reason = run.ending(beam.ids, token)
+        if reason is None:
+            live.append(beam)
+        elif rank < width:  # an end that is not among the best `width` is no answer
+            row.done.append((total / length**penalty, beam, reason))
+    row.done.sort(key=lambda entry: -entry[0])
+    del row.done[width:]
+    row.live = live[:width]
+    if not row.live:
+        row.closed = True
+    elif len(row.done) == width:
+        row.closed = row.live[0].score / length**penalty <= row.done[-1][0]
+
+
+def _move(run: Stepper, rows: list[_Row], width: int) -> None:
+    """Put every live beam into a row of the streams; idle rows repeat one."""
+    index: list[int] = []
+    tokens: list[int] = []
+    for number, row in enumerate(rows):
+        beams = [] if row.closed else row.live
+        origins = [beam.origins[-1] for beam in beams] or [number * width]
+        newest = [beam.ids[-1] for beam in beams] or [0]
+        spare = width - len(origins)
+        index += origins + [origins[0]] * spare
+        tokens += newest + [newest[0]] * spare
+    run.select(torch.tensor(index))
+    run.advance(torch.tensor(tokens))
+
+
+def _answer(run: Stepper, entry: tuple[float, _Beam, str], logs: list[StepLog | None]) -> Answer:
+    _, beam, reason = entry
+    records = [
+        log.record(origin, token)
+        for log, origin, token in zip(logs, beam.origins, beam.ids, strict=False)
+        if log is not None
+    ]
+    ids = beam.ids[:-1] if reason == "eos" else beam.ids
+    return Answer(list(ids), records, reason, beam.score)

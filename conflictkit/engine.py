@@ -1,0 +1,121 @@
+"""The decoding loop over streams, one pass per stream and step: the definition of correct.
+
+The loop knows nothing of two streams: it reads every stream it is given, hands one `Step` to the
+rule, and writes the rule's choice back into every stream. Cost for n answer tokens (end token
+included) and s streams: s prefills and s * (n - 1) further forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from conflictkit.beams import search
+from conflictkit.sampling import Chooser
+from conflictkit.stepping import Answer, Stepper
+from conflictkit.types import Generation, TokenRecord
+
+
+@dataclass(frozen=True)
+class Event:
+    """One answer token, as soon as it is chosen.
+
+    Attributes:
+        row: which question.
+        sample: which of its answers.
+        token: the token id.
+        record: what happened there, if the run records.
+        finish_reason: `eos`, `stop` or `length` with an answer's last token, else None. The token
+            of an `eos` event is not part of the answer.
+    """
+
+    row: int
+    sample: int
+    token: int
+    record: TokenRecord | None
+    finish_reason: str | None
+
+
+def stream(run: Stepper) -> Generator[Event, None, list[list[Generation]]]:
+    """Decode, yielding every token as it is chosen; beams yield their answers at the end.
+
+    Args:
+        run: streams that have not been read yet, with rule and decoding.
+
+    Returns:
+        As the generator's value: `[question][answer]`, beams best first.
+
+    Raises:
+        LogitsError: a row that no rule can act on.
+    """
+    if run.decoding.num_beams > 1:
+        answers = search(run)
+        for row, candidates in enumerate(answers):
+            for sample, answer in enumerate(candidates):
+                yield from _replay(row, sample, answer)
+    else:
+        answers = yield from _sample(run)
+    stats = run.stats()
+    return [[answer.finished(stats) for answer in row] for row in answers]
+
+
+def generate(run: Stepper) -> list[list[Generation]]:
+    """Decode to the end: `[question][answer]`, beams best first. Raises as `stream`."""
+    events = stream(run)
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return end.value
+
+
+def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
+    """Greedy decoding and sampling."""
+    copies = run.decoding.n
+    run.start(copies)
+    answers = [[Answer() for _ in range(copies)] for _ in range(run.batch)]
+    places = [(row, sample) for row in range(run.batch) for sample in range(copies)]
+    chooser = Chooser(run.decoding, len(places))
+    while places:
+        step, combined = run.predict()
+        tokens = chooser.choose(combined.logits)
+        chosen = combined.logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        log = run.log(step, combined)
+        # One transfer to the host per step.
+        host = torch.stack([tokens.double(), chosen.double(), step.invalid.double()]).tolist()
+        run.check(step, [bool(bad) for bad in host[2]])
+        going: list[int] = []
+        for position, (row, sample) in enumerate(places):
+            answer, token = answers[row][sample], int(host[0][position])
+            answer.score += host[1][position]
+            record = log.record(position, token) if log else None
+            if record:
+                answer.records.append(record)
+            reason = run.ending([*answer.ids, token], token)
+            if reason != "eos":
+                answer.ids.append(token)
+            if reason is None:
+                going.append(position)
+            else:
+                answer.finish_reason = reason
+            yield Event(row, sample, token, record, reason)
+        if not going:
+            break
+        if len(going) < len(places):
+            index = torch.tensor(going, device=tokens.device)
+            run.select(index)
+            chooser.select(going)
+            tokens, places = tokens[index], [places[position] for position in going]
+        run.advance(tokens)
+    return answers
+
+
+def _replay(row: int, sample: int, answer: Answer) -> Iterator[Event]:
+    """Events of an answer that was found as a whole."""
+    tokens = [record.id for record in answer.records] or answer.ids
+    for position, token in enumerate(tokens):
+        last = position == len(tokens) - 1
+        record = answer.records[position] if answer.records else None
+        yield Event(row, sample, token, record, answer.finish_reason if last else None)

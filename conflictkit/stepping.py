@@ -1,0 +1,188 @@
+"""One batch of streams under one rule, step by step: what every decoding loop shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from conflictkit.detectors import Detector
+from conflictkit.errors import InvalidParameterError, LogitsError
+from conflictkit.interventions.contrast import Rule, mix
+from conflictkit.sampling import Decoding
+from conflictkit.streams import Stream
+from conflictkit.types import Combined, Generation, Stats, Step, TokenRecord
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""transformers' logits processor: `(ids [batch, length], logits [batch, vocab]) -> logits`."""
+
+
+@dataclass
+class Answer:
+    """An answer while it grows: everything that `Generation` holds but the run's cost."""
+
+    ids: list[int] = field(default_factory=list)
+    records: list[TokenRecord] = field(default_factory=list)
+    finish_reason: str = "length"
+    score: float = 0.0
+
+    def finished(self, stats: Stats) -> Generation:
+        """The answer as a `Generation`."""
+        return Generation(
+            tuple(self.ids), tuple(self.records), self.finish_reason, self.score, stats
+        )
+
+
+class Stepper:
+    """The streams of a run, its rule and the rule's state, moved together.
+
+    Args:
+        streams: name -> stream, none of them read yet, all with the same number of rows. The first
+            is the answering stream; every name in `rule.needs` must be there.
+        rule: who wins.
+        decoding: greedy, sampling or beams, lengths and stops.
+        end_ids: token ids that end an answer.
+        decode: ids -> text, to look for stop texts.
+        detectors: scores to record beside the rule's own.
+        top: number of candidates of each stream to record; None: record nothing at all.
+        processors: transformers' logits processors, applied to the answering stream before the
+            rule, in order.
+
+    Raises:
+        InvalidParameterError: a stream that the rule or a detector needs is missing, or the
+            streams have different numbers of rows.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        rule: Rule,
+        decoding: Decoding,
+        *,
+        end_ids: Sequence[int],
+        decode: Callable[[Sequence[int]], str],
+        detectors: Sequence[Detector] = (),
+        top: int | None = 5,
+        processors: Sequence[Processor] = (),
+    ) -> None:
+        needed = [(f"rule '{rule.name}'", rule.needs)]
+        needed += [(f"detector '{detector.name}'", detector.needs) for detector in detectors]
+        for who, names in needed:
+            missing = [name for name in names if name not in streams]
+            if missing:
+                raise InvalidParameterError(f"{who} needs the stream '{missing[0]}'")
+        if len({stream.batch for stream in streams.values()}) != 1:
+            raise InvalidParameterError("all streams of a run must have the same number of rows")
+        self.streams = dict(streams)
+        self.rule = rule
+        self.decoding = decoding
+        self.end_ids = frozenset(end_ids)
+        self.decode = decode
+        self.detectors = tuple(detectors)
+        self.top = top
+        self.processors = tuple(processors)
+        self.first = next(iter(self.streams))
+        self.batch = self.streams[self.first].batch
+        self._logits: dict[str, Tensor] = {}
+        self._state: Mapping[str, Tensor] = {}
+        self._index = 0
+
+    def start(self, copies: int) -> None:
+        """Read the prompts and repeat every row `copies` times."""
+        for name, stream in self.streams.items():
+            self._logits[name] = stream.prefill()
+        device = self._logits[self.first].device
+        self._state = self.rule.initial(self.batch, device)
+        if copies > 1:
+            self.select(torch.arange(self.batch).repeat_interleave(copies))
+            self._logits = {
+                name: logits.repeat_interleave(copies, 0) for name, logits in self._logits.items()
+            }
+
+    def predict(self) -> tuple[Step, Combined]:
+        """What every stream says about the next token, and what the rule makes of it."""
+        device = self._logits[self.first].device
+        logits = {name: values.to(device) for name, values in self._logits.items()}
+        for processor in self.processors:
+            ids = self.streams[self.first].ids
+            logits[self.first] = processor(ids, logits[self.first].float())
+        step = Step.from_logits(logits, self._index)
+        combined = mix(step, self.rule(step, self._state))
+        self._state = combined.state
+        return step, combined
+
+    def advance(self, tokens: Tensor) -> None:
+        """Append one token to every row of every stream."""
+        self._index += 1
+        self._logits = {name: stream.step(tokens) for name, stream in self.streams.items()}
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows `index` of every stream and of the rule's state."""
+        for stream in self.streams.values():
+            stream.select(index)
+        self._state = {
+            name: values[index.to(values.device)] for name, values in self._state.items()
+        }
+
+    def log(self, step: Step, combined: Combined) -> StepLog | None:
+        """What to remember of this step, for all rows; None if the run records nothing."""
+        if self.top is None:
+            return None
+        scores = {detector.name: detector(step) for detector in self.detectors}
+        scores.update(combined.scores)  # the rule's own reading of a name is the one it acted on
+        return StepLog(step, combined, scores, self.top)
+
+    def check(self, step: Step, invalid: Sequence[bool]) -> None:
+        """Raise `LogitsError` if some row cannot be acted on."""
+        rows = [row for row, bad in enumerate(invalid) if bad]
+        if rows:
+            raise LogitsError(
+                f"answer token {step.index + 1}, rows {rows}: logits hold NaN or +inf, or nothing "
+                "finite is left to choose (look at the model's dtype and at the processors)"
+            )
+
+    def ending(self, ids: Sequence[int], token: int) -> str | None:
+        """Why an answer with these ids (`token` the newest) ends here, or None if it goes on."""
+        if token in self.end_ids:
+            return "eos"
+        if self.decoding.stop:
+            text = self.decode(ids)
+            if any(stop in text for stop in self.decoding.stop):
+                return "stop"
+        return "length" if len(ids) >= self.decoding.max_new_tokens else None
+
+    def stats(self) -> Stats:
+        """Cost so far, summed over the streams of the run."""
+        tokens = {name: stream.tokens for name, stream in self.streams.items()}
+        forwards = sum(stream.forwards for stream in self.streams.values())
+        return Stats(forwards, tokens.get("context", 0), tokens.get("memory", 0), 0)
+
+
+class StepLog:
+    """One step's numbers for all rows, moved to the host once."""
+
+    def __init__(
+        self, step: Step, combined: Combined, scores: Mapping[str, Tensor], top: int
+    ) -> None:
+        self._scores = {name: values.tolist() for name, values in scores.items()}
+        self._weights = (combined.context_weight, combined.memory_weight)
+        self._tops: dict[str, list[tuple[tuple[int, float], ...]]] = {}
+        for name, logprobs in step.logprobs.items():
+            best = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
+            rows = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+            self._tops[name] = [tuple(zip(ids, values, strict=True)) for ids, values in rows]
+
+    def record(self, row: int, token: int) -> TokenRecord:
+        """The record of `token` chosen in `row`."""
+        context, memory = (
+            float(weight[row, token if weight.shape[-1] > 1 else 0]) for weight in self._weights
+        )
+        return TokenRecord(
+            id=token,
+            scores={name: values[row] for name, values in self._scores.items()},
+            context_weight=context,
+            memory_weight=memory,
+            tops={name: rows[row] for name, rows in self._tops.items()},
+        )

@@ -1,0 +1,108 @@
+"""The state of one stream: what a model has read in each row, and how to go on or back.
+
+A stream feeds tokens to one model with its own cache, mask and positions. The engine drives any
+number of them by the same five verbs: `prefill`, `step`, `select`, `roll_back`, `counts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conflictkit import _hf
+from conflictkit.errors import EmptyInputError, UnsupportedError
+
+
+class Stream:
+    """Rows of tokens read by one model, left-padded, with a key-value cache.
+
+    Args:
+        model: a Hugging Face decoder-only model.
+        prompts: token ids of every row; lengths may differ.
+        pad_id: id written at padding; masked, so its value never matters.
+        use_cache: False re-reads the whole prefix at each step (slow; the plain definition).
+
+    Attributes:
+        ids: `[batch, length]` tokens read so far, padding on the left.
+        mask: `[batch, length]` 1 at tokens, 0 at padding.
+        forwards: passes over the weights so far.
+        tokens: tokens read so far, padding not counted.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        *,
+        pad_id: int,
+        use_cache: bool = True,
+    ) -> None:
+        if not prompts or any(not row for row in prompts):
+            raise EmptyInputError("a stream needs at least one token in every row")
+        width = max(len(row) for row in prompts)
+        device = model.get_input_embeddings().weight.device
+        self.model = model
+        self.ids = torch.tensor(
+            [[pad_id] * (width - len(row)) + list(row) for row in prompts], device=device
+        )
+        lengths = torch.tensor([len(row) for row in prompts], device=device)
+        places = torch.arange(width, device=device)
+        self.mask = (places >= (width - lengths)[:, None]).long()
+        self.forwards = 0
+        self.tokens = 0
+        self._cache = _hf.new_cache(model) if use_cache else None
+        self._accepted = _hf.accepted_arguments(model)
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.ids.shape[0]
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; `[batch, vocab]` logits after each row's last token."""
+        return self._read(self.ids.shape[1], int(self.mask.sum()))
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append `tokens` `[batch]` and return the `[batch, vocab]` logits after them."""
+        self.ids = torch.cat([self.ids, tokens.to(self.ids.device)[:, None]], dim=1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
+        return self._read(1, self.batch)
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows `index`, in that order; rows may be dropped, moved and repeated."""
+        index = index.to(self.ids.device)
+        self.ids, self.mask = self.ids[index], self.mask[index]
+        if self._cache is not None:
+            _hf.select_rows(self._cache, index)
+
+    def roll_back(self, count: int) -> None:
+        """Forget the last `count` tokens of every row.
+
+        Raises:
+            UnsupportedError: the model has recurrent layers, whose state cannot be cut back.
+        """
+        if count <= 0:
+            return
+        if self._cache is not None:
+            if _hf.has_recurrent_layers(self.model):
+                raise UnsupportedError("a model with recurrent layers cannot be rolled back")
+            _hf.roll_back(self._cache, count)
+        self.ids, self.mask = self.ids[:, :-count], self.mask[:, :-count]
+
+    def _read(self, new: int, counted: int) -> Tensor:
+        if self._cache is None:
+            new = self.ids.shape[1]
+        positions = (self.mask.cumsum(-1) - 1).clamp_min(0)
+        self.forwards += 1
+        self.tokens += counted
+        return _hf.last_logits(
+            self.model,
+            self.ids[:, -new:],
+            attention_mask=self.mask,
+            position_ids=positions[:, -new:],
+            cache=self._cache,
+            accepted=self._accepted,
+        )
