@@ -34,6 +34,8 @@ class Step:
         invalid: `[batch]` bool, rows that no rule can act on (NaN, +inf, or nothing finite).
         answering: name of the stream whose answer is written.
         index: number of answer tokens before this position.
+        raw: stream name -> `[batch, vocab]` float32, the logits as handed in. Only bug-compatible
+            variants of released code read them.
     """
 
     logits: Tensor
@@ -42,6 +44,7 @@ class Step:
     invalid: Tensor
     answering: str = "context"
     index: int = 0
+    raw: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_logits(cls, streams: Mapping[str, Tensor], index: int = 0) -> Step:
@@ -60,10 +63,11 @@ class Step:
         allowed = logits > -torch.inf
         invalid = ~allowed.any(-1) | _not_numbers(logits)
         logprobs = {answering: logits.log_softmax(-1)}
+        raws = {answering: logits}
         for name, other in streams.items():
             if name == answering:
                 continue
-            raw = other.float()
+            raws[name] = raw = other.float()
             finite = raw > -torch.inf
             invalid = invalid | _not_numbers(raw) | ~(finite & allowed).any(-1)
             kept = raw.masked_fill(~allowed, -torch.inf).log_softmax(-1)
@@ -71,8 +75,10 @@ class Step:
             missing = allowed & ~finite
             floored = torch.where(missing, floor, kept)
             # Rows without a missing token keep their exact values.
-            logprobs[name] = torch.where(missing.any(-1, keepdim=True), floored.log_softmax(-1), kept)
-        return cls(logits, logprobs, allowed, invalid, answering, index)
+            logprobs[name] = torch.where(
+                missing.any(-1, keepdim=True), floored.log_softmax(-1), kept
+            )
+        return cls(logits, logprobs, allowed, invalid, answering, index, raws)
 
     @property
     def context(self) -> Tensor:
@@ -94,8 +100,9 @@ class Mix:
     """A rule's decision at one step: `context_weight * l_c + memory_weight * l_m` on a support.
 
     Attributes:
-        context_weight: `[batch, 1]` or `[batch, vocab]` weight of the answering stream.
-        memory_weight: the same shape, weight of the reference stream.
+        context_weight: `[batch, 1]` or `[batch, vocab]` weight of the context stream.
+        memory_weight: the same shape, weight of the memory stream (of the reference stream, where
+            that is another one).
         support: `[batch, vocab]` bool, tokens that may be chosen; None: all of them.
         bias: `[batch, vocab]` added after the mix; None: nothing. Only bug-compatible variants of
             released code need it.
@@ -116,8 +123,9 @@ class Combined:
     """A mix carried out.
 
     Attributes:
-        logits: `[batch, vocab]` float32: the context logits bit for bit in rows with weights
-            (1, 0) and no support; normalised log-probabilities in all others.
+        logits: `[batch, vocab]` float32: the answering stream's logits bit for bit in rows that
+            give it weight 1 and the other 0, with full support and no bias; normalised
+            log-probabilities in all others.
         context_weight, memory_weight, scores, state: as in `Mix`.
     """
 

@@ -1,0 +1,1 @@
+"""Interventions: changes to logits (`contrast`) and to activations."""

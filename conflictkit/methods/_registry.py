@@ -1,0 +1,169 @@
+"""The one table of methods, and how to get a rule out of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conflictkit.errors import InvalidParameterError, UnknownNameError, unknown_name
+from conflictkit.interventions.contrast import (
+    ARR,
+    CAD,
+    COIECD,
+    GRD,
+    AdaCAD,
+    CKPlug,
+    Interpolate,
+    Memory,
+    Parameter,
+    Plain,
+    Rule,
+)
+from conflictkit.methods._info import MethodInfo, Paper
+
+_CONFLICT_AWARE = Paper(
+    "From Context-Aware to Conflict-Aware: Generalizing Contrastive Decoding for Knowledge "
+    "Conflict in LLMs",
+    "Jiang et al.",
+    2026,
+    "2606.10298",
+)
+
+
+def _table(*entries: tuple[type[Rule], str, Paper | None]) -> dict[str, MethodInfo]:
+    table: dict[str, MethodInfo] = {}
+    for rule, summary, paper in entries:
+        if rule.name in table:
+            raise ValueError(f"two methods are called '{rule.name}'")
+        table[rule.name] = MethodInfo(rule.name, summary, rule, paper)
+    return table
+
+
+_METHODS = _table(
+    (Plain, "the context stream as it is: the baseline", None),
+    (Memory, "the memory stream as it is: the closed-book answer", None),
+    (Interpolate, "a fixed blend of context and memory", None),
+    (
+        CAD,
+        "amplify what the context adds to memory by a fixed amount",
+        Paper(
+            "Trusting Your Evidence: Hallucinate Less with Context-aware Decoding",
+            "Shi et al.",
+            2023,
+            "2305.14739",
+        ),
+    ),
+    (
+        AdaCAD,
+        "amplify what the context adds to memory by as much as the two diverge",
+        Paper(
+            "AdaCAD: Adaptively Decoding to Balance Conflicts between Contextual and Parametric "
+            "Knowledge",
+            "Wang et al.",
+            2024,
+            "2409.07394",
+        ),
+    ),
+    (
+        COIECD,
+        "contrast only among the tokens the context finds plausible",
+        Paper(
+            "Discerning and Resolving Knowledge Conflicts through Adaptive Decoding with "
+            "Contextual Information-Entropy Constraint",
+            "Yuan et al.",
+            2024,
+            "2402.11893",
+        ),
+    ),
+    (
+        CKPlug,
+        "where the context makes the model less sure, turn a knob between context and memory",
+        Paper(
+            "Parameters vs. Context: Fine-Grained Control of Knowledge Reliance in Language Models",
+            "Bi et al.",
+            2025,
+            "2503.15888",
+        ),
+    ),
+    (ARR, "trust the surer stream, by as much as the two diverge", _CONFLICT_AWARE),
+    (GRD, "at the first disagreement choose a source for the whole answer", _CONFLICT_AWARE),
+)
+
+
+def names() -> tuple[str, ...]:
+    """All names that `build`, `parse` and `describe` know, in the order of the table."""
+    return tuple(_METHODS)
+
+
+def all() -> tuple[MethodInfo, ...]:
+    """Every registered method, in the order of the table."""
+    return tuple(_METHODS.values())
+
+
+def describe(name: str) -> MethodInfo:
+    """What is known about the method `name`.
+
+    Raises:
+        UnknownNameError: no such method; the message names the nearest one.
+    """
+    if name not in _METHODS:
+        raise unknown_name("method", name, _METHODS)
+    return _METHODS[name]
+
+
+def build(name: str, **params: Any) -> Rule:
+    """The rule of the method `name`, with its defaults where `params` is silent.
+
+    Raises:
+        UnknownNameError: no such method or parameter; the message names the nearest one.
+        InvalidParameterError: a value of the wrong type or out of range.
+    """
+    info = describe(name)
+    for key in params:
+        _parameter(info, key)
+    return info.rule(**params)
+
+
+def parse(spec: str) -> Rule:
+    """The rule that a line of text describes: `name` or `name?key=value&key=value`.
+
+    Values are read as the parameter's type; booleans are `true` or `false`.
+
+    Raises:
+        UnknownNameError: no such method or parameter; the message names the nearest one.
+        InvalidParameterError: not of this form, a key given twice, or a bad value.
+    """
+    name, mark, query = spec.strip().partition("?")
+    info = describe(name)
+    params: dict[str, Any] = {}
+    for pair in query.split("&") if mark else ():
+        key, equals, text = pair.partition("=")
+        if not (key and equals and text):
+            raise InvalidParameterError(
+                f"method '{spec}': cannot read '{pair}', write name?key=value&key=value"
+            )
+        if key in params:
+            raise InvalidParameterError(f"method '{spec}': parameter '{key}' is given twice")
+        params[key] = _read(info, _parameter(info, key), text)
+    return info.rule(**params)
+
+
+def _parameter(info: MethodInfo, key: str) -> Parameter:
+    known = {parameter.name: parameter for parameter in info.parameters}
+    if not known:
+        raise UnknownNameError(f"method '{info.name}' takes no parameters, got '{key}'")
+    if key not in known:
+        raise unknown_name(f"parameter of method '{info.name}'", key, known)
+    return known[key]
+
+
+def _read(info: MethodInfo, parameter: Parameter, text: str) -> Any:
+    try:
+        if parameter.kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if parameter.kind == "int":
+            return int(text)
+        return float(text) if parameter.kind == "float" else text
+    except (KeyError, ValueError) as error:
+        raise InvalidParameterError(
+            f"{info.name}: parameter '{parameter.name}' is '{text}', expected {parameter.expected}"
+        ) from error
