@@ -1,0 +1,25 @@
+"""The examples in docstrings are true."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "conflictkit"
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def _modules_with_examples() -> list[str]:
+    paths = [path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8")]
+    names = [path.relative_to(PACKAGE.parent).with_suffix("").parts for path in sorted(paths)]
+    return [".".join(name).removesuffix(".__init__") for name in names]
+
+
+@pytest.mark.parametrize("module", _modules_with_examples())
+def test_examples(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(module), optionflags=OPTIONS)
+    assert result.attempted > 0
+    assert result.failed == 0
