@@ -130,7 +130,8 @@ class Stepper:
         """What to remember of this step, for all rows; None if the run records nothing."""
         if self.top is None:
             return None
-        scores = {detector.name: detector(step) for detector in self.detectors}
+        # One spelling of score names, the one that rules use.
+        scores = {item.name.replace("-", "_"): item(step) for item in self.detectors}
         scores.update(combined.scores)  # the rule's own reading of a name is the one it acted on
         return StepLog(step, combined, scores, self.top)
 

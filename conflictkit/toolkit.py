@@ -1,0 +1,351 @@
+"""The face: load a model, ask it against a context, see the conflict, decide who wins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from conflictkit import _hf, atlas, detectors, engine, methods, models
+from conflictkit.answers import Answer, AnswerStream, before_stop
+from conflictkit.errors import InvalidParameterError
+from conflictkit.interventions.contrast import Rule
+from conflictkit.prompts import Prompt, PromptTemplate, build_prompts
+from conflictkit.sampling import Decoding
+from conflictkit.stepping import Processor, Stepper
+from conflictkit.streams import Stream
+from conflictkit.trace import Trace
+from conflictkit.types import Generation
+
+Contexts = str | Sequence[str] | None
+"""No context (closed book), one passage, or several in order."""
+
+TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
+"""Detectors that a trace records unless others are named."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """How a batch is to be answered, all names resolved."""
+
+    rule: Rule
+    decoding: Decoding
+    scores: tuple[detectors.Detector, ...]
+    top: int | None
+    processors: tuple[Processor, ...]
+
+
+class Model:
+    """A language model and its tokenizer, ready to be asked.
+
+    `ask`, `ask_batch` and `stream` share these keyword options:
+        the method's own parameters, by name;
+        the fields of `conflictkit.sampling.Decoding` (`max_new_tokens`, `temperature`, `top_k`,
+            `top_p`, `seed`, `num_beams`, `n`, `stop`, `length_penalty`);
+        trace: record what happens at each token (default True); this reads the memory stream even
+            for methods that do not need it;
+        scores: names of the detectors to record in the trace;
+        top: candidates of each stream to record per token (default 5);
+        chat: use the tokenizer's chat template; None (default): if it has one;
+        template: a `conflictkit.prompts.PromptTemplate`, the wording of the prompts;
+        truncate: cut the end of a context that does not fit the window (default False: an error);
+        processors: transformers' logits processors, applied to the context stream before the
+            method.
+
+    Attributes:
+        model, tokenizer: the plain Hugging Face objects, unchanged.
+        name: what the model was loaded by.
+        window: most positions the model can read, or None if unknown.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.window = _hf.window(model, tokenizer)
+        self._end_ids = _hf.end_tokens(model, tokenizer)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {type(self.model).__name__})"
+
+    def ask(
+        self, question: str, context: Contexts = None, method: str | Rule = "adacad", **options: Any
+    ) -> Answer:
+        """Ask one question.
+
+        Args:
+            question: what is asked.
+            context: one passage, several in order, or None for closed book.
+            method: a method's name, `name?parameter=value&...`, or a rule.
+            options: see the class; `compare=True` as in `ask_batch`.
+
+        Raises:
+            ConflictKitError: what `ask_batch` raises.
+        """
+        return self.ask_batch([question], [context], method, **options)[0]
+
+    def ask_batch(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[Contexts] | None = None,
+        method: str | Rule = "adacad",
+        *,
+        compare: bool = False,
+        **options: Any,
+    ) -> list[Answer]:
+        """Ask several questions in one batch; lengths may differ, rows do not touch each other.
+
+        Args:
+            questions, contexts: one entry per row; a row without context is closed book.
+            method: as in `ask`, for all rows.
+            compare: also answer plainly with the context and from memory (two more runs).
+            options: see the class.
+
+        Returns:
+            One answer per question, in order.
+
+        Raises:
+            UnknownNameError, InvalidParameterError: method, parameter, detector or option.
+            EmptyInputError, ContextTooLongError, BoundaryError, TokenizerError: question, context.
+            LogitsError: the model's logits cannot be used.
+        """
+        rows = _pair(questions, contexts)
+        job, prompts = self._prepare(rows, method, options)
+        answers: dict[int, Answer] = {}
+        for closed in (True, False):
+            places = [place for place, (_, passages) in enumerate(rows) if closed != bool(passages)]
+            if not places:
+                continue
+            chosen = [prompts[place] for place in places]
+            own = _closed_book(job) if closed else job
+            made = engine.generate(self._stepper(own, chosen))
+            others = {
+                name: self._texts(name, own, chosen, made)
+                for name in (("memory",) if closed else ("plain", "memory"))
+                if compare
+            }
+            for position, place in enumerate(places):
+                first, *rest = (self._answer(own, *rows[place], one) for one in made[position])
+                said = {f"{name}_answer": texts[position] for name, texts in others.items()}
+                answers[place] = replace(first, alternatives=tuple(rest), **said)
+        return [answers[place] for place in range(len(rows))]
+
+    def stream(
+        self, question: str, context: Contexts = None, method: str | Rule = "adacad", **options: Any
+    ) -> AnswerStream:
+        """Ask one question and get the text piece by piece; arguments and errors as `ask`.
+
+        Everything is checked before the first piece. Beams come in one piece.
+        """
+        ((_, passages),) = rows = _pair([question], [context])
+        job, prompts = self._prepare(rows, method, options)
+        if job.decoding.n > 1:
+            raise InvalidParameterError("a stream holds one answer: leave n at 1")
+        own = job if passages else _closed_book(job)
+        return AnswerStream(
+            engine.stream(self._stepper(own, prompts)),
+            self._decode,
+            own.decoding.stop,
+            lambda made: self._answer(own, question, passages, made),
+        )
+
+    def prompts(
+        self,
+        question: str,
+        context: Contexts = None,
+        *,
+        chat: bool | None = None,
+        template: PromptTemplate | None = None,
+        truncate: bool = False,
+        max_new_tokens: int = 0,
+    ) -> dict[str, Prompt]:
+        """The prompts that the streams read; see `conflictkit.prompts.build_prompts`.
+
+        Args:
+            max_new_tokens: positions to leave free for the answer.
+        """
+        limit = None if self.window is None else self.window - max_new_tokens
+        if limit is not None and limit < 1:
+            raise InvalidParameterError(
+                f"max_new_tokens={max_new_tokens} leaves no room in a window of {self.window}"
+            )
+        return build_prompts(
+            self.tokenizer,
+            question,
+            _passages(context),
+            chat=chat,
+            template=template,
+            limit=limit,
+            truncate=truncate,
+        )
+
+    def _prepare(
+        self,
+        rows: Sequence[tuple[str, tuple[str, ...]]],
+        method: str | Rule,
+        options: Mapping[str, Any],
+    ) -> tuple[_Job, list[dict[str, Prompt]]]:
+        """Resolve every name and build every prompt, before anything is read."""
+        given = dict(options)
+        trace = given.pop("trace", True)
+        scores = given.pop("scores", TRACED)
+        top = given.pop("top", 5)
+        processors = given.pop("processors", ())
+        wording = {name: given.pop(name, None) for name in ("chat", "template")}
+        truncate = given.pop("truncate", False)
+        rule, decoding = _choose(method, given)
+        recorded = tuple(detectors.get(name) for name in scores) if trace else ()
+        job = _Job(rule, decoding, recorded, top if trace else None, tuple(processors))
+        prompts = [
+            self.prompts(
+                question,
+                passages,
+                truncate=truncate,
+                max_new_tokens=decoding.max_new_tokens,
+                **wording,
+            )
+            for question, passages in rows
+        ]
+        return job, prompts
+
+    def _stepper(self, job: _Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:
+        needed = {*job.rule.needs, *(name for score in job.scores for name in score.needs)}
+        pad = self.tokenizer.pad_token_id
+        streams = {
+            name: Stream(self.model, [prompt[name].ids for prompt in prompts], pad_id=pad)
+            for name in prompts[0]
+            if name in needed
+        }
+        return Stepper(
+            streams,
+            job.rule,
+            job.decoding,
+            end_ids=self._end_ids,
+            decode=self._decode,
+            detectors=job.scores,
+            top=job.top,
+            processors=job.processors,
+        )
+
+    def _texts(
+        self,
+        method: str,
+        job: _Job,
+        prompts: Sequence[Mapping[str, Prompt]],
+        made: Sequence[Sequence[Generation]],
+    ) -> list[str]:
+        """First answers under another method; `made` is reused where the job already is that."""
+        if job.rule.name != method:
+            other = replace(job, rule=methods.build(method), scores=(), top=None)
+            made = engine.generate(self._stepper(other, prompts))
+        return [self._text(row[0], job.decoding).strip() for row in made]
+
+    def _answer(
+        self, job: _Job, question: str, passages: tuple[str, ...], made: Generation
+    ) -> Answer:
+        text = self._text(made, job.decoding)
+        params = asdict(job.rule)
+        shared: dict[str, Any] = {
+            "method": job.rule.name,
+            "params": params,
+            "question": question,
+            "contexts": passages,
+        }
+        trace = None
+        if job.top is not None:
+            trace = Trace.from_generation(made, self.tokenizer, answer=text, **shared)
+        return Answer(
+            model=self.name,
+            text=text.strip(),
+            trace=trace,
+            stats=made.stats,
+            finish_reason=made.finish_reason,
+            score=made.score,
+            **shared,
+        )
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _text(self, made: Generation, decoding: Decoding) -> str:
+        return before_stop(self._decode(made.ids), decoding.stop)
+
+
+def load(
+    model: Any,
+    *,
+    tokenizer: Any = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    pad_token: str | None = None,
+    **options: Any,
+) -> Model:
+    """Load a model to ask: `atlas`, a Hugging Face id or folder, or an already loaded model.
+
+    Args:
+        model: `"atlas"` for the model shipped in the package (no network), a folder, a hub id, or a
+            Hugging Face model object.
+        tokenizer: needed beside a model object.
+        device, dtype, pad_token, options: see `conflictkit.models.load_pretrained`; a model object
+            takes only `pad_token`.
+
+    Raises:
+        UnknownNameError, ModelLoadError, TokenizerError, UnsupportedError: what cannot be loaded,
+            or cannot work.
+    """
+    if isinstance(model, str | os.PathLike):
+        place = atlas.path() if model == "atlas" else model
+        loaded, own = models.load_pretrained(
+            place, device=device, dtype=dtype, pad_token=pad_token, **options
+        )
+        return Model(loaded, tokenizer or own, os.fspath(model))
+    if device is not None or dtype is not None or options:
+        raise InvalidParameterError("a loaded model keeps its device and dtype: pass it alone")
+    name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+    return Model(*models.check(model, tokenizer, name=name, pad_token=pad_token), name)
+
+
+def _choose(method: str | Rule, options: dict[str, Any]) -> tuple[Rule, Decoding]:
+    """Rule and decoding from a method and the keyword arguments left over."""
+    known = Decoding.__dataclass_fields__
+    decoding = {name: value for name, value in options.items() if name in known}
+    params = {name: value for name, value in options.items() if name not in known}
+    if isinstance(decoding.get("stop"), str):
+        decoding["stop"] = (decoding["stop"],)
+    elif "stop" in decoding:
+        decoding["stop"] = tuple(decoding["stop"] or ())
+    if isinstance(method, str):
+        rule = methods.parse(method)
+        if params:  # a keyword wins over the same name in the text
+            rule = methods.build(rule.name, **{**asdict(rule), **params})
+    elif params:
+        raise InvalidParameterError(f"parameters {sorted(params)} go into the rule itself")
+    else:
+        rule = method
+    set_ = {name: value for name, value in decoding.items() if value is not None}
+    return rule, Decoding(**set_)
+
+
+def _pair(
+    questions: Sequence[str], contexts: Sequence[Contexts] | None
+) -> list[tuple[str, tuple[str, ...]]]:
+    given = [None] * len(questions) if contexts is None else list(contexts)
+    if isinstance(questions, str) or isinstance(contexts, str):
+        raise InvalidParameterError("ask_batch takes lists: one question and context per row")
+    if len(given) != len(questions) or not given:
+        raise InvalidParameterError(
+            f"{len(questions)} questions but {len(given)} contexts: one of each per row"
+        )
+    return [(question, _passages(row)) for question, row in zip(questions, given, strict=True)]
+
+
+def _passages(context: Contexts) -> tuple[str, ...]:
+    if context is None:
+        return ()
+    return (context,) if isinstance(context, str) else tuple(context)
+
+
+def _closed_book(job: _Job) -> _Job:
+    """Without a context there is one stream, and nothing to compare."""
+    return replace(job, rule=methods.build("memory"), scores=())
