@@ -1,8 +1,7 @@
-"""The decoding loop written down plainly: every step re-reads every row, alone and without cache."""
+"""The decoding loop written down plainly: each step re-reads each row, alone, without cache."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +56,7 @@ def every_answer(
     ends: set[int],
     vocab: int,
 ) -> list[tuple[float, int, tuple[int, ...]]]:
-    """(sum of log-probabilities, length with end token, ids) of every answer of at most n tokens."""
+    """(sum of log-probabilities, length with end token, ids) of every answer up to n tokens."""
     answers = []
     frontier: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for _ in range(n):
@@ -82,8 +81,3 @@ def pairs(seed: int, vocab: int, sizes: Sequence[tuple[int, int]]) -> list[dict[
         ids = torch.randint(3, vocab, (context + memory,), generator=draw).tolist()
         rows.append({"context": [0, *ids], "memory": [0, *ids[context:]]})
     return rows
-
-
-def grid(**axes: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """All combinations, for parametrisation."""
-    return list(itertools.product(*axes.values()))

@@ -1,0 +1,197 @@
+"""The face on a tiny random model: what is asked is what the engine is given."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import conflictkit as ck
+from conflictkit import methods
+from conflictkit.errors import (
+    ContextTooLongError,
+    EmptyInputError,
+    InvalidParameterError,
+    UnknownNameError,
+)
+from tests.engine import reference
+from tests.tiny import byte_tokenizer, llama
+
+VOCAB = 300
+QUESTIONS = ["Who?", "What is it that they said?", "Why so?"]
+CONTEXTS = ["Nobody knows.", None, ["Because.", "For no reason at all."]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ck.load(llama(VOCAB), tokenizer=byte_tokenizer())
+
+
+def by_brute_force(model, question, context, method, n):
+    made = model.prompts(question, context)
+    memory = made["memory"].ids
+    rule = methods.parse(method)
+    ids = reference.greedy(
+        model.model, rule, made.get("context", made["memory"]).ids, memory, n, {1}
+    )
+    return model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("method", ["adacad", "cad?alpha=2", "plain", "memory", "grd"])
+def test_ask_is_the_brute_force_answer_alone_and_in_a_batch(model, method):
+    expected = [
+        by_brute_force(model, question, context, method if context else "plain", 10)
+        for question, context in zip(QUESTIONS, CONTEXTS, strict=True)
+    ]
+    batch = model.ask_batch(QUESTIONS, CONTEXTS, method, max_new_tokens=10)
+    alone = [
+        model.ask(question, context, method, max_new_tokens=10)
+        for question, context in zip(QUESTIONS, CONTEXTS, strict=True)
+    ]
+    assert [answer.text for answer in batch] == expected
+    assert [answer.text for answer in alone] == expected
+    assert [answer.method for answer in batch] == [method.split("?")[0], "memory"] + [
+        method.split("?")[0]
+    ]
+
+
+def test_compare_adds_both_sources(model):
+    answer = model.ask(QUESTIONS[0], CONTEXTS[0], "cad", alpha=3.0, max_new_tokens=8, compare=True)
+    assert answer.text == by_brute_force(model, QUESTIONS[0], CONTEXTS[0], "cad?alpha=3", 8)
+    assert answer.plain_answer == by_brute_force(model, QUESTIONS[0], CONTEXTS[0], "plain", 8)
+    assert answer.memory_answer == by_brute_force(model, QUESTIONS[0], None, "plain", 8)
+    assert answer.params == {"alpha": 3.0, "variant": "mended"}
+    closed = model.ask(QUESTIONS[0], compare=True, max_new_tokens=8)
+    assert closed.text == closed.memory_answer == answer.memory_answer
+    assert closed.plain_answer is None
+    assert closed.stats.context_tokens == 0
+
+
+def test_the_dictionary_is_strict_json_with_the_promised_keys(model):
+    data = model.ask(QUESTIONS[0], CONTEXTS[0], max_new_tokens=4, compare=True).to_dict()
+    again = json.loads(json.dumps(data, allow_nan=False))
+    assert {
+        "model",
+        "method",
+        "params",
+        "question",
+        "context",
+        "answer",
+        "plain_answer",
+        "memory_answer",
+        "tokens",
+        "stats",
+    } <= set(again)
+    assert set(again["stats"]) == {"forwards", "context_tokens", "memory_tokens", "edits"}
+    assert {
+        "text",
+        "id",
+        "scores",
+        "context_weight",
+        "memory_weight",
+        "context_top",
+        "memory_top",
+    } <= set(again["tokens"][0])
+    assert again["context"] == [CONTEXTS[0]]
+    assert {"jsd", "confidence_gain", "alpha"} <= set(again["tokens"][0]["scores"])
+
+
+def test_without_trace_plain_reads_one_stream(model):
+    answer = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=4, trace=False)
+    assert answer.trace is None
+    assert answer.stats.memory_tokens == 0
+    traced = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=4)
+    assert traced.stats.forwards == 2 * answer.stats.forwards
+    assert traced.text == answer.text
+
+
+def test_a_stream_is_the_answer_in_pieces(model):
+    for seed in range(5):
+        options = {"max_new_tokens": 30, "temperature": 1.5, "seed": seed}
+        whole = model.ask(QUESTIONS[0], CONTEXTS[0], **options)
+        stream = model.stream(QUESTIONS[0], CONTEXTS[0], **options)
+        pieces = list(stream)
+        assert "".join(pieces) == whole.text
+        assert len(pieces) > 1
+        assert stream.answer == whole
+
+
+def test_a_stream_never_shows_what_a_stop_text_takes_back(model):
+    whole = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=40).text
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 5]
+    answer = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=40, stop=stop)
+    assert answer.text == whole[: whole.index(stop)].strip()
+    assert answer.finish_reason == "stop"
+    pieces = list(model.stream(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=40, stop=[stop]))
+    assert "".join(pieces) == answer.text
+
+
+def test_errors_of_a_stream_come_before_the_first_piece(model):
+    with pytest.raises(UnknownNameError, match="did you mean 'adacad'"):
+        model.stream(QUESTIONS[0], CONTEXTS[0], "adcad")
+    with pytest.raises(InvalidParameterError, match="n at 1"):
+        model.stream(QUESTIONS[0], CONTEXTS[0], temperature=1.0, n=2)
+
+
+def test_several_answers_of_one_question(model):
+    answer = model.ask(QUESTIONS[0], CONTEXTS[0], max_new_tokens=6, temperature=1.0, seed=3, n=3)
+    texts = [answer.text, *(other.text for other in answer.alternatives)]
+    singles = [
+        model.ask(QUESTIONS[0], CONTEXTS[0], max_new_tokens=6, temperature=1.0, seed=3 + i).text
+        for i in range(3)
+    ]
+    assert texts == singles
+    beams = model.ask(QUESTIONS[0], CONTEXTS[0], max_new_tokens=6, num_beams=3, n=3)
+    scores = [beams.score, *(other.score for other in beams.alternatives)]
+    assert len({beams.text, *(other.text for other in beams.alternatives)}) == 3
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_context_that_does_not_fit_is_an_error_or_cut(model):
+    long = "word " * 100
+    with pytest.raises(ContextTooLongError, match="window leaves 246"):
+        model.ask(QUESTIONS[0], long, max_new_tokens=10)
+    cut = model.ask(QUESTIONS[0], long, max_new_tokens=10, truncate=True)
+    assert cut.stats.context_tokens <= 256
+    with pytest.raises(InvalidParameterError, match="no room"):
+        model.ask(QUESTIONS[0], None, max_new_tokens=256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "adcad"}, UnknownNameError, "did you mean 'adacad'"),
+        ({"method": "cad", "alhpa": 1}, UnknownNameError, "alpha"),
+        ({"method": "cad", "alpha": float("nan")}, InvalidParameterError, "alpha"),
+        ({"method": "cad?alpha=-1"}, InvalidParameterError, "alpha"),
+        ({"scores": ["jds"]}, UnknownNameError, "did you mean 'jsd'"),
+        ({"max_new_tokens": 0}, InvalidParameterError, "max_new_tokens"),
+        ({"context": " "}, EmptyInputError, "context is empty"),
+        ({"question": ""}, EmptyInputError, "question is empty"),
+        ({"method": methods.build("cad"), "alpha": 1.0}, InvalidParameterError, "rule itself"),
+    ],
+)
+def test_bad_input_is_a_named_error(model, arguments, error, message):
+    with pytest.raises(error, match=message):
+        model.ask(**{"question": "Who?", "context": "Me.", **arguments})
+
+
+def test_a_batch_needs_a_context_for_each_question(model):
+    with pytest.raises(InvalidParameterError, match="2 questions but 1 contexts"):
+        model.ask_batch(["a?", "b?"], ["c"])
+    with pytest.raises(InvalidParameterError, match="lists"):
+        model.ask_batch("a?", "c")
+
+
+def test_asking_leaves_the_model_as_it_was(model):
+    ids = torch.tensor([[0, 5, 6, 7]])
+    keys, before = list(model.model.state_dict()), model.model(ids).logits
+    with pytest.raises(UnknownNameError):
+        model.ask("Who?", "Me.", "nothing")
+    model.ask("Who?", "Me.", max_new_tokens=3)
+    assert list(model.model.state_dict()) == keys
+    assert torch.equal(model.model(ids).logits, before)
+    hooks = [module._forward_hooks or module._forward_pre_hooks for module in model.model.modules()]
+    assert not any(hooks)
