@@ -48,16 +48,14 @@ def load_pretrained(
             "conflictkit runs no code from a repository: load such a model with transformers "
             "yourself and pass it as load(model, tokenizer=tokenizer)"
         )
-    target = os.fspath(name)
+    target = os.path.expanduser(os.fspath(name))
     folder = Path(target)
     if not folder.exists() and ("/" not in target or target.startswith((".", "/", "~"))):
         raise unknown_name("model", target, ["atlas", "owner/name on the hub", "a folder"])
     torch_dtype = _dtype(dtype) if dtype else "auto"
     try:
         tokenizer = AutoTokenizer.from_pretrained(target, **_tokenizer_options(options))
-        model = AutoModelForCausalLM.from_pretrained(
-            target, dtype=torch_dtype, **options
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=torch_dtype, **options)
         if device is not None:
             model = model.to(device)
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, KeyError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ def warp(scores: Tensor, decoding: Decoding) -> Tensor:
         TopPLogitsWarper,
     )
 
-    none = torch.empty(0, dtype=torch.long)  # these warpers do not look at the prefix
+    none: Any = None  # these warpers do not look at the prefix
     warped = scores
     if decoding.temperature != 1:
         warped = TemperatureLogitsWarper(float(decoding.temperature))(none, warped)

@@ -19,14 +19,14 @@ def scores(
     model: Any, rule: Any, context: Sequence[int], memory: Sequence[int], said: Sequence[int]
 ):
     """Controlled log-probabilities of the next token, `[vocab]`; the rule's fold from the start."""
-    state = None
+    state, row = None, torch.empty(0)
     for length in range(len(said) + 1):
         prefix = list(said[:length])
         combined = rule.combine(
             next_logits(model, [*context, *prefix]), next_logits(model, [*memory, *prefix]), state
         )
-        state = combined.state
-    return combined.logits[0].log_softmax(-1)
+        state, row = combined.state, combined.logits[0].log_softmax(-1)
+    return row
 
 
 def greedy(

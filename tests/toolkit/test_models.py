@@ -93,7 +93,6 @@ def test_encoder_decoder_models_are_refused():
         d_ff=16,
         num_layers=1,
         num_heads=2,
-        decoder_start_token_id=0,
     )
     with pytest.raises(UnsupportedError, match="encoder-decoder"):
         ck.load(T5ForConditionalGeneration(config), tokenizer=byte_tokenizer())
