@@ -12,11 +12,18 @@ _REPLACEMENT = "\ufffd"
 
 def token_kinds(tokenizer: Any, ids: Sequence[int], answer_length: int) -> list[str]:
     """`text`, `special` or `end` per id; everything after the answer's ids is the end."""
-    special = set(tokenizer.all_special_ids)
+    special = {token: _is_special(tokenizer, token) for token in set(ids)}
     return [
-        "end" if index >= answer_length else "special" if token in special else "text"
+        "end" if index >= answer_length else "special" if special[token] else "text"
         for index, token in enumerate(ids)
     ]
+
+
+def _is_special(tokenizer: Any, token: int) -> bool:
+    # `all_special_ids` lists only those with a role; decoding skips more.
+    return not tokenizer.decode([token], skip_special_tokens=True) and bool(
+        tokenizer.decode([token], skip_special_tokens=False)
+    )
 
 
 def token_texts(
@@ -74,11 +81,9 @@ def candidate_text(tokenizer: Any, token: int) -> str:
     if token == tokenizer.eos_token_id:
         return "<end>"
     name = tokenizer.convert_ids_to_tokens(token)
-    if token in tokenizer.all_special_ids:
-        return str(name)
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     if name is None:  # rows of the embedding beyond the vocabulary
         return f"<{token}>"
+    text = tokenizer.decode([token], skip_special_tokens=False)
     if _REPLACEMENT in text:
         return _as_bytes(name) or text
     if name.startswith("▁") and not text.startswith(" "):

@@ -88,7 +88,7 @@ def summary(trace: Trace) -> Table:
     styles = {SOURCES["memory"]: STYLES["memory"], SOURCES["plain"]: STYLES["context"]}
     for source, answer in answers(trace):
         shown = visible(answer.strip(), lines=True) or "(nothing)"
-        grid.add_row(source, Text(shown, style=styles.get(source, "bold")))
+        grid.add_row(Text(visible(source)), Text(shown, style=styles.get(source, "bold")))
     return grid
 
 
@@ -138,7 +138,7 @@ def token_table(trace: Trace, options: ConsoleOptions) -> Table:
     table.add_column("", justify="right", style="dim", no_wrap=True)
     table.add_column("token", overflow="fold", min_width=5, max_width=24)
     if names:
-        table.add_column(names[0], no_wrap=True)
+        table.add_column(Text(names[0]), no_wrap=True)
     for name in others:
         table.add_column(
             HEADS.get(name, name.replace("_", "-").replace("-", "\n", 1)),

@@ -1,0 +1,209 @@
+"""`conflictkit ask`: one question, what each source says, and why the method decided as it did."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from conflictkit.cli import _inputs, _output
+from conflictkit.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from conflictkit.answers import Answer
+    from conflictkit.trace import Trace
+
+_CONTEXT = "What the answer should be based on"
+_DECODING = "Decoding"
+_MODEL = "Model"
+_OUTPUT = "Output"
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
+    context: Annotated[
+        list[str] | None,
+        typer.Option("--context", "-c", metavar="TEXT", help="A passage; repeat for several."),
+    ] = None,
+    context_file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A file with a passage (UTF-8); - is standard input."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", "-m", metavar="NAME", help="Method, or name?parameter=value&parameter=value"
+        ),
+    ] = "adacad",
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", metavar="NAME=VALUE", help="Parameter of the method."),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="atlas, a Hugging Face id, or a folder.", rich_help_panel=_MODEL
+        ),
+    ] = "atlas",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where it runs: cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=_MODEL),
+    ] = None,
+    pad_token: Annotated[
+        str | None,
+        typer.Option(help="For a tokenizer without one.", rich_help_panel=_MODEL),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Use the chat template or not; by default if there is one.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    truncate: Annotated[
+        bool,
+        typer.Option(
+            "--truncate",
+            help="Cut a context that does not fit the window, instead of an error.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer.", rich_help_panel=_DECODING)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy (default).", rich_help_panel=_DECODING)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from the best k.", rich_help_panel=_DECODING)
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from this mass.", rich_help_panel=_DECODING)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the sampling.", rich_help_panel=_DECODING)
+    ] = None,
+    num_beams: Annotated[
+        int | None, typer.Option(help="Width of the beam search.", rich_help_panel=_DECODING)
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End before this text.", rich_help_panel=_DECODING),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT),
+    ] = False,
+    html: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Also write the trace as an HTML page.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    no_trace: Annotated[
+        bool,
+        typer.Option("--no-trace", help="Leave the trace out.", rich_help_panel=_OUTPUT),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Print the answer only.", rich_help_panel=_OUTPUT),
+    ] = False,
+) -> None:
+    """Ask a question against a context, and see where it meets the model's memory.
+
+    Without --context and --context-file the passage is read from standard input, if piped in.
+    Without any, the model answers from memory (closed book).
+    """
+    question = _inputs.question_text(question)
+    found = _inputs.passages(context or (), context_file or ())
+    if html is not None and no_trace:
+        raise InvalidParameterError("--html draws the trace: leave --no-trace out")
+    if as_json and quiet:
+        raise InvalidParameterError("--json and --quiet exclude each other")
+    page = _inputs.writable(html) if html is not None else None
+    spec = _spec(method, param or ())
+    decoding = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "num_beams": num_beams,
+        "stop": stop or None,
+    }
+    answer = _answer(
+        question,
+        found,
+        spec,
+        source={"name": model, "device": device, "dtype": dtype, "pad_token": pad_token},
+        options={name: value for name, value in decoding.items() if value is not None}
+        | {"chat": chat, "truncate": truncate, "trace": not no_trace, "compare": not quiet},
+    )
+    if page is not None and answer.trace is not None:
+        _inputs.write_whole(page, _complete(answer).to_html())
+    if as_json:
+        _output.write_json(answer.to_dict())
+    elif quiet:
+        typer.echo(answer.text)
+    else:
+        _draw(answer)
+
+
+def _spec(method: str, params: tuple[str, ...] | list[str]) -> str:
+    """The method with its parameters as one line, however they were given."""
+    for pair in params:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value) or "&" in pair:
+            raise InvalidParameterError(f"--param '{pair}': write it as name=value")
+    if not params:
+        return method
+    return f"{method}{'&' if '?' in method else '?'}{'&'.join(params)}"
+
+
+def _answer(
+    question: str, found: list[str], spec: str, source: dict[str, Any], options: dict[str, Any]
+) -> Answer:
+    # Late: these import torch, and most mistakes have been found by now.
+    with contextlib.redirect_stdout(sys.stderr):
+        from conflictkit import methods, toolkit
+
+        methods.parse(spec)  # before a model is loaded for minutes
+        name = source.pop("name")
+        model = toolkit.load(name, **source)
+    with _output.working("answering"):
+        return model.ask(question, found or None, spec, **options)
+
+
+def _complete(answer: Answer) -> Trace:
+    """The answer's trace with everything around it that is known."""
+    from conflictkit.trace import Trace
+
+    trace = answer.trace or Trace(
+        question=answer.question,
+        contexts=answer.contexts,
+        method=answer.method,
+        params=answer.params,
+        answer=answer.text,
+        tokens=(),
+    )
+    return dataclasses.replace(
+        trace,
+        model=answer.model,
+        plain_answer=answer.plain_answer,
+        memory_answer=answer.memory_answer,
+    )
+
+
+def _draw(answer: Answer) -> None:
+    from conflictkit.trace.terminal import summary
+
+    trace = _complete(answer)
+    _output.console().print(summary(trace) if answer.trace is None else trace)

@@ -1,0 +1,164 @@
+"""What the command line reads and writes: passages, standard input, files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import typer
+
+from conflictkit.errors import ConflictKitError, EmptyInputError, InvalidParameterError
+
+STANDARD_INPUT = "-"
+PATIENCE = 3.0
+"""Seconds that an open pipe may stay silent before it counts as nobody's."""
+
+
+def question_text(text: str) -> str:
+    """The question, checked.
+
+    Raises:
+        EmptyInputError: nothing but white space.
+        InvalidParameterError: bytes that are not text.
+    """
+    if not text.strip():
+        raise EmptyInputError("the question is empty: write it as the first argument")
+    return _sound(text, "the question")
+
+
+def passages(given: Sequence[str], files: Sequence[str]) -> list[str]:
+    """All passages: those on the command line, then those in files, else standard input.
+
+    Standard input is read only if nothing else was named, and nothing in it means closed book.
+
+    Raises:
+        EmptyInputError: a passage that was given, but holds nothing.
+        InvalidParameterError: a file that cannot be read or is not UTF-8.
+    """
+    found = [_sound(_filled(text, "--context"), "--context") for text in given]
+    for name in files:
+        source = "standard input" if name == STANDARD_INPUT else f"context file '{name}'"
+        found.append(_filled(_text(_read(name, source), source), source))
+    if found:
+        return found
+    piped = _piped()
+    return [_filled(_text(piped, "standard input"), "standard input")] if piped else []
+
+
+def _filled(text: str, source: str) -> str:
+    if not text.strip():
+        raise EmptyInputError(
+            f"the context from {source} is empty: fill it, or leave it out to ask closed book"
+        )
+    return text
+
+
+def _sound(text: str, source: str) -> str:
+    """Refuse arguments that the shell passed as bytes which are not UTF-8."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidParameterError(f"{source} is not valid UTF-8 text")
+    return text
+
+
+def _read(name: str, source: str) -> bytes:
+    if name == STANDARD_INPUT:
+        return _standard_input().read()
+    try:
+        return Path(name).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidParameterError(f"cannot read {source}: {reason}") from error
+
+
+def _text(data: bytes, source: str) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidParameterError(
+            f"{source} is not UTF-8 text (byte 0x{data[error.start]:02x} at position "
+            f"{error.start}): save it as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").strip("\n")
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input as bytes; empty if the process was started without one."""
+    stream = sys.stdin
+    if stream is None or stream.closed:
+        return io.BytesIO()
+    return getattr(stream, "buffer", None) or io.BytesIO(stream.read().encode())
+
+
+def _piped() -> bytes:
+    """What someone piped in; nothing for a terminal, a closed stream or a silent pipe.
+
+    A pipe can be inherited by accident from a program that never writes to it and never closes
+    it: reading would hang for ever.
+    """
+    stream = sys.stdin
+    if stream is None or stream.closed or stream.isatty():
+        return b""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return _standard_input().read()
+    if os.name == "posix" and not select.select([descriptor], [], [], PATIENCE)[0]:
+        typer.echo(
+            f"conflictkit: note: standard input stayed silent for {PATIENCE:g} s: answering "
+            "closed book (--context-file - waits)",
+            err=True,
+        )
+        return b""
+    try:
+        return _standard_input().read()
+    except OSError:  # a descriptor that was opened for something else
+        return b""
+
+
+def writable(name: str) -> Path:
+    """The file to write, checked before any work is done.
+
+    Raises:
+        InvalidParameterError: its folder is missing or closed to us, or it is a folder itself.
+    """
+    path = Path(os.path.realpath(name))
+    if not path.parent.is_dir():
+        raise InvalidParameterError(f"cannot write '{name}': there is no folder '{path.parent}'")
+    if path.exists() and not path.is_file():
+        raise InvalidParameterError(f"cannot write '{name}': it is not a regular file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InvalidParameterError(f"cannot write '{name}': no permission in '{path.parent}'")
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write all of it or nothing: readers never see half a file.
+
+    Raises:
+        ConflictKitError: the disk is full, or the folder vanished.
+    """
+    draft = None
+    try:
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(draft, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        os.replace(draft, path)
+    except OSError as error:
+        if draft is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+        raise ConflictKitError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
