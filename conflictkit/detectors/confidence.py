@@ -16,9 +16,18 @@ RELATIVE_TOP = 0.01
 
 
 def entropy(logprobs: Tensor) -> Tensor:
-    """Shannon entropy in nats, `[batch]`; 0 for a one-hot row."""
-    terms = (logprobs.exp() * logprobs).masked_fill(logprobs == -torch.inf, 0.0)
-    return terms.sum(-1).neg().clamp(min=0.0)
+    """Shannon entropy in nats, `[batch]`; exactly 0 for a one-hot row.
+
+    Sums the tokens other than the top one, relative to it: the top token's own term is a
+    difference of nearly equal numbers in a sharp row, where gates and ratios of entropies need
+    every digit.
+    """
+    top = logprobs.argmax(-1, keepdim=True)
+    gap = logprobs.gather(-1, top) - logprobs
+    odds = gap.neg().exp().scatter(-1, top, 0.0)
+    surprise = (odds * gap).masked_fill(odds == 0, 0.0).sum(-1)
+    total = odds.sum(-1)
+    return total.log1p() + surprise / (1.0 + total)
 
 
 def confidence_gain(context_logprobs: Tensor, memory_logprobs: Tensor) -> Tensor:

@@ -30,20 +30,23 @@ def nucleus(logits: Tensor, mass: float = 1.0) -> Tensor:
     return torch.zeros_like(stays).scatter(-1, order, stays)
 
 
-def filter_bias(
+def filtered(
     step: Step, context_weight: Tensor, memory_weight: Tensor, mass: float = 1.0
-) -> Tensor:
-    """What the two stream filters add to the mix, `[batch, vocab]`; 0 where both leave a token.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights and the bias, `[batch, vocab]` each, that stand for the two stream filters.
 
+    A token that a stream's filter drops gets weight 0 there and the weighted fill as bias.
     Released code overwrites raw logits, a mix holds log-probabilities: the fills are moved by the
     constant that separates the two in each row.
     """
     bias = torch.zeros_like(step.logits)
+    left = []
     streams = (("context", context_weight, CONTEXT_FILL), ("memory", memory_weight, MEMORY_FILL))
     for stream, weight, fill in streams:
         raw, logprobs = raw_logits(step, stream), step.logprobs[stream]
-        top = logprobs.argmax(-1, keepdim=True)
+        top = raw.masked_fill(~step.allowed, -torch.inf).argmax(-1, keepdim=True)
         constant = raw.gather(-1, top) - logprobs.gather(-1, top)
-        change = weight * (fill - constant - logprobs)
-        bias = bias + change.masked_fill(nucleus(raw, mass) | ~step.allowed, 0.0)
-    return bias
+        stays = nucleus(raw, mass)
+        left.append(weight * stays)
+        bias = bias + weight * (fill - constant) * ~stays
+    return left[0], left[1], bias

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from conflictkit.detectors.divergence import jsd
 from conflictkit.interventions.contrast._base import MAX_WEIGHT, Rule, param
-from conflictkit.interventions.contrast._released import VARIANTS, filter_bias, raw_logits
+from conflictkit.interventions.contrast._released import VARIANTS, filtered, raw_logits
 from conflictkit.types import Mix, State, Step
 
 
@@ -44,7 +44,9 @@ class AdaCAD(Rule):
         divergence = _released_jsd(step) if released else jsd(step.context, step.memory)
         alpha = divergence.clamp(min=self.threshold)
         context_weight, memory_weight = (1.0 + alpha).unsqueeze(-1), -alpha.unsqueeze(-1)
-        bias = filter_bias(step, context_weight, memory_weight) if released else None
+        bias = None
+        if released:
+            context_weight, memory_weight, bias = filtered(step, context_weight, memory_weight)
         scores = {"jsd": divergence, "alpha": alpha}
         return Mix(context_weight, memory_weight, bias=bias, scores=scores)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from conflictkit.interventions.contrast._base import MAX_WEIGHT, Rule, param, weights
-from conflictkit.interventions.contrast._released import VARIANTS, filter_bias
+from conflictkit.interventions.contrast._released import VARIANTS, filtered
 from conflictkit.types import Mix, State, Step
 
 
@@ -33,9 +33,9 @@ class CAD(Rule):
     variant: str = param("mended", choices=VARIANTS, doc="released: keep the float32 filter bug")
 
     def __call__(self, step: Step, state: State) -> Mix:
-        """Weights (1 + alpha, -alpha), `[batch, 1]` each."""
+        """Weights (1 + alpha, -alpha), `[batch, 1]` each; released: per token, plus a bias."""
         context_weight, memory_weight = weights(step, 1.0 + self.alpha, -self.alpha)
-        bias = None
         if self.variant == "released":
-            bias = filter_bias(step, context_weight, memory_weight)
-        return Mix(context_weight, memory_weight, bias=bias)
+            context_weight, memory_weight, bias = filtered(step, context_weight, memory_weight)
+            return Mix(context_weight, memory_weight, bias=bias)
+        return Mix(context_weight, memory_weight)
