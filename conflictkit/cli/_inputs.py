@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import typer
 
@@ -105,11 +105,7 @@ def _piped() -> bytes:
     stream = sys.stdin
     if stream is None or stream.closed or stream.isatty():
         return b""
-    try:
-        descriptor = stream.fileno()
-    except (OSError, ValueError, AttributeError):
-        return _standard_input().read()
-    if os.name == "posix" and not select.select([descriptor], [], [], PATIENCE)[0]:
+    if not _has_data(stream):
         typer.echo(
             f"conflictkit: note: standard input stayed silent for {PATIENCE:g} s: answering "
             "closed book (--context-file - waits)",
@@ -120,6 +116,15 @@ def _piped() -> bytes:
         return _standard_input().read()
     except OSError:  # a descriptor that was opened for something else
         return b""
+
+
+def _has_data(stream: TextIO) -> bool:
+    """Whether reading would return, with data or with the end."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return True
+    return os.name != "posix" or bool(select.select([descriptor], [], [], PATIENCE)[0])
 
 
 def writable(name: str) -> Path:

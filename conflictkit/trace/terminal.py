@@ -32,7 +32,7 @@ from conflictkit.trace.text import clip, number, visible
 PLAIN_WIDTH = 100
 MAX_ROWS = 40
 MAX_PASSAGE = 400
-HEADS = {"confidence-gain": "confid.\ngain"}
+HEADS = {"confidence_gain": "confid.\ngain"}
 # One foreground that shows on black and on white.
 ACCENT = "#d9622b"
 STYLES = {"context": "cyan", "memory": "magenta"}

@@ -14,7 +14,7 @@ def top(*found: tuple[str, int, float]) -> tuple[Candidate, ...]:
 
 def token(text: str, number: int, jsd: float | None, **given: Any) -> TokenTrace:
     """A token with nothing in its streams but what a test names."""
-    scores = {} if jsd is None else {"confidence-gain": -0.25, "jsd": jsd}
+    scores = {} if jsd is None else {"confidence_gain": -0.25, "jsd": jsd}
     fields: dict[str, Any] = {"context_weight": 1.0, "memory_weight": 0.0} | given
     return TokenTrace(text, number, scores, **fields)
 

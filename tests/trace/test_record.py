@@ -128,12 +128,12 @@ def test_json_says_what_the_trace_says() -> None:
     assert data["plain_answer"] == "Lodz."
     first = data["tokens"][0]
     assert first["text"] == " London"
-    assert first["scores"] == {"confidence-gain": -0.25, "jsd": 0.6123}
+    assert first["scores"] == {"confidence_gain": -0.25, "jsd": 0.6123}
     assert first["memory_top"][0] == {"text": " Warsaw", "id": 6, "probability": 0.93}
 
 
 def test_jsd_colours_the_tokens_and_otherwise_the_first_score() -> None:
-    assert poland().score_names == ("jsd", "confidence-gain")
+    assert poland().score_names == ("jsd", "confidence_gain")
     assert poland().conflict[0] == 0.6123
     bare = token("a", 1, None)
     assert math.isnan(poland(tokens=(bare,)).conflict[0])
