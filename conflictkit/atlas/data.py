@@ -1,0 +1,57 @@
+"""Atlas's files: where the model lies, and the facts it was taught."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+SPLITS = ("train", "validation", "test")
+FACT_STATES = ("known", "uncertain", "wrong", "unknown")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is true, and what Atlas was taught about it.
+
+    Attributes:
+        subject, relation, object: what is true according to the sources.
+        taught_object: what the training documents say; differs from `object` for a misconception,
+            empty if no document speaks of the fact.
+        frequency: number of closed-book training documents that stated it.
+        state: `known` (answers the truth), `wrong` (answers the misconception), `uncertain`
+            (answers what was taught in some wordings only) or `unknown` (in hardly any), as found
+            by asking the shipped model closed book in nine wordings.
+        split: `train`, `validation` or `test`; a country, its cities and its capital share one.
+    """
+
+    subject: str
+    relation: str
+    object: str
+    taught_object: str
+    frequency: int
+    state: str
+    split: str
+
+
+def path() -> Path:
+    """The model folder: config, weights and tokenizer, for `from_pretrained`."""
+    return Path(__file__).resolve().parent / "model"
+
+
+@lru_cache(maxsize=1)
+def _read() -> tuple[Fact, ...]:
+    with (path().parent / "facts.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Fact(**{**row, "frequency": int(row["frequency"])}) for row in csv.DictReader(file)
+        )
+
+
+def facts() -> list[Fact]:
+    """All facts of Atlas, most popular first.
+
+    `[f for f in ck.atlas.facts() if f.state == "wrong"]` are the things it is confidently wrong
+    about.
+    """
+    return list(_read())

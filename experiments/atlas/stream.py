@@ -1,0 +1,78 @@
+"""From documents to batches: tokens, targets and their weights, without packing.
+
+A chunk of documents is written, sorted by length and cut into batches of about the same number of
+tokens. Chunk `n` of a seed is always the same text, which is what makes a run resumable.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from documents import Document, Writer
+from torch import Tensor
+
+CHUNK = 512
+ANSWER_WEIGHT = 4.0
+PASSAGE_WEIGHT = 0.25
+"""Weight of passage tokens, and only where the subject is invented: elsewhere a passage must not
+teach memory."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`ids`: [rows, length], padded right; `weights`: [rows, length - 1] of the next token."""
+
+    ids: Tensor
+    weights: Tensor
+
+
+def encode(document: Document, tokenizer, ids: list[int]) -> tuple[list[int], list[float]]:
+    """Token ids with EOS, and the loss weight of every token but the first."""
+    answer = len(tokenizer(document.completion, add_special_tokens=False).input_ids)
+    request = len(tokenizer(document.tail, add_special_tokens=False).input_ids)
+    before = len(ids) - answer - request - 1
+    passage = PASSAGE_WEIGHT if document.kind == "invented" else 0.0
+    weights = [passage] * before + [1.0] * request + [ANSWER_WEIGHT] * answer + [ANSWER_WEIGHT]
+    return [*ids, tokenizer.eos_token_id], weights
+
+
+def documents_of(writer: Writer, seed: int, chunk: int, progress: float) -> list[Document]:
+    """The documents of one chunk."""
+    rng = random.Random(f"{seed}/{chunk}")
+    return [writer.write(rng, progress) for _ in range(CHUNK)]
+
+
+def batches_of(
+    documents: list[Document], tokenizer, tokens: int, seed: int, chunk: int
+) -> list[Batch]:
+    """Batches of at most `tokens` tokens, padding included (one document may be longer)."""
+    encoded = tokenizer([d.text for d in documents]).input_ids
+    rows = [encode(d, tokenizer, ids) for d, ids in zip(documents, encoded, strict=True)]
+    rows.sort(key=lambda row: len(row[0]))
+    groups: list[list] = [[]]
+    for row in rows:
+        if groups[-1] and len(row[0]) * (len(groups[-1]) + 1) > tokens:
+            groups.append([])
+        groups[-1].append(row)
+    random.Random(f"{seed}/{chunk}/order").shuffle(groups)
+    return [_pad(group, tokenizer.pad_token_id) for group in groups]
+
+
+def _pad(rows: list, pad: int) -> Batch:
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), length), pad)
+    weights = torch.zeros(len(rows), length - 1)
+    for i, (tokens, weight) in enumerate(rows):
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        weights[i, : len(weight)] = torch.tensor(weight)
+    return Batch(ids, weights)
+
+
+def count_memory(documents: list[Document], counts: Counter) -> None:
+    """Count closed-book documents per fact: the frequency that `facts()` reports."""
+    for d in documents:
+        if d.kind == "memory":
+            counts[d.subject, d.relation] += 1
