@@ -73,8 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted. Python flushes once more on its way out.
+    except OSError as error:
+        # A full disk, or a reader (`| head`) that has what it wanted and is owed no message.
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"cannot write the result: {error.strerror or error}")
+        # Python flushes once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _UsageProblem as problem:

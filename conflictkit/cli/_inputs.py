@@ -61,10 +61,11 @@ def _filled(text: str, source: str) -> str:
 
 
 def _sound(text: str, source: str) -> str:
-    """Refuse arguments that the shell passed as bytes which are not UTF-8."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidParameterError(f"{source} is not valid UTF-8 text")
-    return text
+    """An argument as text, also where the locale is not UTF-8 but the shell's bytes are."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as error:
+        raise InvalidParameterError(f"{source} is not valid UTF-8 text") from error
 
 
 def _read(name: str, source: str) -> bytes:

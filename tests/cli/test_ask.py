@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def ask(run: Run, folder: Path) -> Callable[..., dict]:
 def test_json_is_one_object_with_everything(ask: Callable[..., dict], folder: Path) -> None:
     said = ask("--context", CONTEXT, "--method", "ck-plug?alpha=0.2&adaptive=false")
     model = toolkit.load(str(folder))
-    options = {"max_new_tokens": 4}
+    options: dict[str, Any] = {"max_new_tokens": 4}
     expected = model.ask("Capital?", CONTEXT, "ck-plug?alpha=0.2&adaptive=false", **options)
     assert said["answer"] == expected.text
     assert said["plain_answer"] == model.ask("Capital?", CONTEXT, "plain", **options).text
