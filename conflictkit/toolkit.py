@@ -128,7 +128,8 @@ class Model:
             for position, place in enumerate(places):
                 first, *rest = (self._answer(own, *rows[place], one) for one in made[position])
                 said = {f"{name}_answer": texts[position] for name, texts in others.items()}
-                answers[place] = replace(first, alternatives=tuple(rest), **said)
+                trace = replace(first.trace, **said) if first.trace is not None else None
+                answers[place] = replace(first, alternatives=tuple(rest), trace=trace, **said)
         return [answers[place] for place in range(len(rows))]
 
     def stream(
@@ -247,6 +248,7 @@ class Model:
         text = self._text(made, job.decoding)
         params = asdict(job.rule)
         shared: dict[str, Any] = {
+            "model": self.name,
             "method": job.rule.name,
             "params": params,
             "question": question,
@@ -256,7 +258,6 @@ class Model:
         if job.top is not None:
             trace = Trace.from_generation(made, self.tokenizer, answer=text, **shared)
         return Answer(
-            model=self.name,
             text=text.strip(),
             trace=trace,
             stats=made.stats,

@@ -62,6 +62,8 @@ def test_compare_adds_both_sources(model):
     assert answer.plain_answer == by_brute_force(model, QUESTIONS[0], CONTEXTS[0], "plain", 8)
     assert answer.memory_answer == by_brute_force(model, QUESTIONS[0], None, "plain", 8)
     assert answer.params == {"alpha": 3.0, "variant": "mended"}
+    assert answer.trace.plain_answer == answer.plain_answer
+    assert answer.trace.memory_answer == answer.memory_answer
     closed = model.ask(QUESTIONS[0], compare=True, max_new_tokens=8)
     assert closed.text == closed.memory_answer == answer.memory_answer
     assert closed.plain_answer is None
