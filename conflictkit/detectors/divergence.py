@@ -43,7 +43,7 @@ def jsd(p_logprobs: Tensor, q_logprobs: Tensor) -> Tensor:
     middle = torch.logaddexp(p_logprobs, q_logprobs) - LN2
     value = 0.5 * (kl(p_logprobs, middle) + kl(q_logprobs, middle))
     equal = (p_logprobs == q_logprobs).all(-1)
-    return value.clamp(0.0, _JSD_MAX).masked_fill(equal, 0.0)
+    return value.clamp(max=_JSD_MAX).masked_fill(equal, 0.0)
 
 
 def total_variation(p_logprobs: Tensor, q_logprobs: Tensor) -> Tensor:

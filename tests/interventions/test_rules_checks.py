@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from conflictkit.interventions.contrast import (
     Plain,
     Rule,
     mix,
+    param,
 )
 from conflictkit.types import Mix, Step
 
@@ -71,6 +72,18 @@ def test_numbers_are_stored_as_what_they_are_declared() -> None:
     assert eval(repr(rule), {"CKPlug": CKPlug}) == rule
     with pytest.raises(dataclasses.FrozenInstanceError):
         rule.alpha = 0.2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_unbounded_numbers_must_be_finite() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Free(Rule):
+        name: ClassVar[str] = "free"
+        size: float = param(0.0)
+
+    assert Free(-1e300).size == -1e300
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(InvalidParameterError, match="expected a finite float"):
+            Free(value)
 
 
 def test_released_ck_plug_has_one_epsilon() -> None:

@@ -93,6 +93,7 @@ def patterns() -> dict[str, tuple[Tensor, Tensor]]:
         "uniform and one-hot": (torch.zeros(3, 12), hot),
         "one-hot twice": (hot, hot.clone()),
         "float16 limits": (top, other_top),
+        "float32 limits": (top.float() * 5e33, other_top.float() * 5e33),
         "padded vocabulary": (padded, padded.flip(0)),
         "nearly one-hot": (context * 100, memory * 100),
         "a vocabulary of one": (context[:, :1], memory[:, :1]),

@@ -45,7 +45,7 @@ def filtered(
     for stream, weight, fill in streams:
         raw, logprobs = raw_logits(step, stream), step.logprobs[stream]
         top = raw.masked_fill(~step.allowed, -torch.inf).argmax(-1, keepdim=True)
-        constant = raw.gather(-1, top) - logprobs.gather(-1, top)
+        constant = (raw.gather(-1, top) - logprobs.gather(-1, top)).clamp(-1e30, 1e30)
         stays = nucleus(raw, mass)
         left.append(weight * stays)
         bias = bias + weight * (fill - constant) * ~stays

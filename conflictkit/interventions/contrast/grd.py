@@ -36,6 +36,7 @@ from conflictkit.interventions.contrast._base import Rule, param
 from conflictkit.types import GATE_TOLERANCE, Mix, State, Step
 
 UNDECIDED, CONTEXT, MEMORY = 0, 1, 2
+_WIDEST = 1e30  # margins beyond it would be inf / inf
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ class GRD(Rule):
 
         margin_c = (l_c.gather(-1, top_c) - l_c.gather(-1, top_m)).squeeze(-1)
         margin_m = (l_m.gather(-1, top_m) - l_m.gather(-1, top_c)).squeeze(-1)
-        total = margin_c + margin_m
+        total = (margin_c + margin_m).clamp(max=_WIDEST)
         flat = total.abs() <= 1e-9
-        balance = torch.where(flat, 1.0, margin_m / torch.where(flat, 1.0, total))
+        balance = torch.where(
+            flat, 1.0, margin_m.clamp(max=_WIDEST) / torch.where(flat, 1.0, total)
+        )
         tau = torch.where((decision == MEMORY) & differ, (1.0 - self.depth) * balance, 1.0)
         return Mix(
             tau.unsqueeze(-1),
