@@ -215,3 +215,12 @@ def test_documented_equivalences() -> None:
     halfway = methods.build("ck-plug", alpha=0.5, adaptive=False, epsilon=1.0)
     kept = halfway.combine(context, other).logits
     assert torch.equal(kept.argmax(-1), context.argmax(-1))
+
+
+def test_released_coiecd_turns_into_cad_where_the_context_is_masked() -> None:
+    context, other = (torch.from_numpy(part) for part in streams(0))
+    masked = (context == -torch.inf).any(-1)
+    released = methods.build("coiecd", variant="released").combine(context, other).logits
+    cad = methods.build("cad").combine(context, other).logits
+    assert masked.any()
+    torch.testing.assert_close(released[masked], cad[masked])
