@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +13,7 @@ from conflictkit.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from conflictkit.answers import Answer
-    from conflictkit.trace import Trace
 
-_CONTEXT = "What the answer should be based on"
 _DECODING = "Decoding"
 _MODEL = "Model"
 _OUTPUT = "Output"
@@ -148,7 +145,7 @@ def ask(
         | {"chat": chat, "truncate": truncate, "trace": not no_trace, "compare": not quiet},
     )
     if page is not None and answer.trace is not None:
-        _inputs.write_whole(page, _complete(answer).to_html())
+        _inputs.write_whole(page, answer.trace.to_html())
     if as_json:
         _output.write_json(answer.to_dict())
     elif quiet:
@@ -182,28 +179,22 @@ def _answer(
         return model.ask(question, found or None, spec, **options)
 
 
-def _complete(answer: Answer) -> Trace:
-    """The answer's trace with everything around it that is known."""
+def _draw(answer: Answer) -> None:
     from conflictkit.trace import Trace
+    from conflictkit.trace.terminal import summary
 
-    trace = answer.trace or Trace(
+    if answer.trace is not None:
+        _output.console().print(answer.trace)
+        return
+    without_tokens = Trace(
         question=answer.question,
         contexts=answer.contexts,
         method=answer.method,
         params=answer.params,
         answer=answer.text,
         tokens=(),
-    )
-    return dataclasses.replace(
-        trace,
         model=answer.model,
         plain_answer=answer.plain_answer,
         memory_answer=answer.memory_answer,
     )
-
-
-def _draw(answer: Answer) -> None:
-    from conflictkit.trace.terminal import summary
-
-    trace = _complete(answer)
-    _output.console().print(summary(trace) if answer.trace is None else trace)
+    _output.console().print(summary(without_tokens))

@@ -23,7 +23,7 @@ def shell(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Comp
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=250,
         check=False,
         stdin=subprocess.DEVNULL,
         env=env,
@@ -56,6 +56,7 @@ def test_bad_input_ends_with_2_and_one_line(arguments: tuple[str, ...]) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error_message() -> None:
     process = subprocess.Popen(
         [*COMMAND, "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -65,7 +66,7 @@ def test_a_reader_that_leaves_early_is_no_error_message() -> None:
     process.stdout.close()
     complaint = process.stderr.read()
     process.stderr.close()
-    process.wait(60)
+    process.wait(250)
     assert complaint == ""
 
 
@@ -95,7 +96,7 @@ def test_closed_streams_and_a_plain_locale_are_survived() -> None:
         f"'{sys.executable}' -m conflictkit.cli ask 'Why?' --quiet <&- 2>&-",
         shell=True,
         capture_output=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )
     assert closed.returncode == 0

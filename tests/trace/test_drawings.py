@@ -89,6 +89,7 @@ def test_the_page_shows_question_context_answers_and_every_token() -> None:
     for shown in ("capital of Poland?", "Poland is London.", "Warsaw.", "Lodz.", "0.612", "−0.61"):
         assert shown in text
     assert text.count("<end>") >= 2
+    assert "0.612" in poland().to_html().split("<tbody>")[1]
 
 
 def test_the_style_of_a_fragment_reaches_nothing_around_it() -> None:
@@ -162,6 +163,8 @@ def test_the_terminal_form_keeps_to_its_width(width: int) -> None:
 
 def test_eighty_columns_hold_a_token_on_one_line() -> None:
     rows = drawn(poland(), 80, color_system=None).split("says")[-1]
+    assert "·Warsaw 10%" not in rows
+    assert "·Warsaw 10%" in drawn(poland(), 100, color_system=None)
     assert re.search(r"·London +0\.61 █+░* +−0\.25 +\+1\.61 −0\.61 +·London 86% +·Warsaw 93%", rows)
 
 
@@ -186,9 +189,10 @@ def test_pieces_of_a_character_are_drawn_as_one() -> None:
     assert "mé\x1b" in line
 
 
-def test_closed_book_shows_one_stream_and_no_weights() -> None:
+@pytest.mark.parametrize("method", ["memory", "plain"])
+def test_closed_book_shows_one_stream_and_no_weights(method: str) -> None:
     only = token("a", 3, None, context_weight=0.0, memory_weight=1.0, memory_top=STOP.memory_top)
-    trace = poland(contexts=(), method="memory", tokens=(only,), plain_answer=None)
+    trace = poland(contexts=(), method=method, tokens=(only,), plain_answer=None)
     text = str(trace)
     assert "closed book" in text
     assert "weights" not in text
@@ -196,8 +200,15 @@ def test_closed_book_shows_one_stream_and_no_weights() -> None:
     assert text.count("from memory") == 1
 
 
-@pytest.mark.parametrize("tokens", [(), (token("a", 1, None),), (token("a", 1, math.nan),)])
-def test_nothing_scored_is_said_and_drawn(tokens: tuple) -> None:
-    trace = poland(tokens=tokens)
+def test_nothing_scored_is_said_and_drawn() -> None:
+    for score in (None, math.nan):
+        trace = poland(tokens=(token("a", 1, score),))
+        assert "No conflict was scored" in str(trace)
+        assert "No conflict was scored" in Page(trace.to_html()).text
+
+
+def test_an_empty_answer_is_said_and_drawn() -> None:
+    trace = poland(tokens=(), answer="")
     for text in (str(trace), Page(trace.to_html()).text):
-        assert "No conflict was scored" in text or "The answer is empty" in text
+        assert "The answer is empty" in text
+        assert "(nothing)" in text

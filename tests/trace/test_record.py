@@ -160,4 +160,5 @@ def test_without_pandas_the_error_says_what_to_install(monkeypatch: pytest.Monke
 def test_a_label_is_never_empty() -> None:
     assert LONDON.label == "·London"
     assert END.label == "<end>"
+    assert token("", 1, 0.0, kind="special").label == "<special>"
     assert all(one.label.strip() for one in hostile().tokens)
