@@ -317,9 +317,7 @@ def _choose(method: str | Rule, options: dict[str, Any]) -> tuple[Rule, Decoding
     elif "stop" in decoding:
         decoding["stop"] = tuple(decoding["stop"] or ())
     if isinstance(method, str):
-        rule = methods.parse(method)
-        if params:  # a keyword wins over the same name in the text
-            rule = methods.build(rule.name, **{**asdict(rule), **params})
+        rule = methods.parse(method, **params)
     elif params:
         raise InvalidParameterError(f"parameters {sorted(params)} go into the rule itself")
     else:

@@ -120,13 +120,14 @@ def build(name: str, **params: Any) -> Rule:
     info = describe(name)
     for key in params:
         _parameter(info, key)
-    return info.rule(**params)
+    return info.rule(**info.rule.settle(params))
 
 
-def parse(spec: str) -> Rule:
+def parse(spec: str, **params: Any) -> Rule:
     """The rule that a line of text describes: `name` or `name?key=value&key=value`.
 
-    Values are read as the parameter's type; booleans are `true` or `false`.
+    Values are read as the parameter's type; booleans are `true` or `false`. `params` are further
+    parameters, which win over the text.
 
     Raises:
         UnknownNameError: no such method or parameter; the message names the nearest one.
@@ -134,17 +135,17 @@ def parse(spec: str) -> Rule:
     """
     name, mark, query = spec.strip().partition("?")
     info = describe(name)
-    params: dict[str, Any] = {}
+    written: dict[str, Any] = {}
     for pair in query.split("&") if mark else ():
         key, equals, text = pair.partition("=")
         if not (key and equals and text):
             raise InvalidParameterError(
                 f"method '{spec}': cannot read '{pair}', write name?key=value&key=value"
             )
-        if key in params:
+        if key in written:
             raise InvalidParameterError(f"method '{spec}': parameter '{key}' is given twice")
-        params[key] = _read(info, _parameter(info, key), text)
-    return info.rule(**params)
+        written[key] = _read(info, _parameter(info, key), text)
+    return build(name, **{**written, **params})
 
 
 def _parameter(info: MethodInfo, key: str) -> Parameter:

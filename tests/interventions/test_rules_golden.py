@@ -175,7 +175,7 @@ def test_released_ck_plug(golden: Golden) -> None:
         assert np.array_equal(support[golden.finite], ~masked[golden.finite])
         flagged = decision.scores["flagged"].numpy() > 0.5
         assert np.array_equal(flagged[clear], golden["ck__adjust"][clear, index])
-        gain = decision.scores["confidence-gain-kept"].numpy()
+        gain = decision.scores["confidence_gain"].numpy()
         assert np.abs(gain - golden["ck__conf_gain"][:, index])[golden.finite].max() <= 1e-4
         comparable = golden["ck__comparable"][:, index] & clear
         if golden.has("ck__final"):

@@ -88,8 +88,18 @@ def test_parse_reads_the_types_of_the_fields() -> None:
         alpha=0.2, adaptive=False, select_top=5
     )
     assert ck.methods.parse("ck-plug?adaptive=True") == CKPlug()
+    assert ck.methods.parse("cad?alpha=1&variant=released", alpha=3.0) == CAD(3.0, "released")
     assert ck.methods.parse("grd?gate=entropy") == GRD(gate="entropy")
     assert ck.methods.build("cad", alpha=2, variant="released") == CAD(2.0, "released")
+
+
+def test_naming_alpha_of_ck_plug_makes_it_act() -> None:
+    fixed = CKPlug(alpha=0.2, adaptive=False)
+    assert ck.methods.build("ck-plug", alpha=0.2) == fixed
+    assert ck.methods.parse("ck-plug?alpha=0.2") == fixed
+    assert ck.methods.parse("ck-plug", alpha=0.2) == fixed
+    assert ck.methods.build("ck-plug", alpha=0.2, adaptive=True).adaptive  # pyright: ignore
+    assert ck.methods.build("ck-plug", select_top=5).adaptive  # pyright: ignore
 
 
 @pytest.mark.parametrize(

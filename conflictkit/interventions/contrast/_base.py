@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -126,6 +126,11 @@ class Rule:
         for parameter in parameters(self):
             value = check(self.name, parameter, getattr(self, parameter.name))
             object.__setattr__(self, parameter.name, value)
+
+    @classmethod
+    def settle(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters a user named, with those that follow from them."""
+        return dict(given)
 
     def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
         """What `batch` rows remember before their first step."""

@@ -33,9 +33,13 @@ class CAD(Rule):
     variant: str = param("mended", choices=VARIANTS, doc="released: keep the float32 filter bug")
 
     def __call__(self, step: Step, state: State) -> Mix:
-        """Weights (1 + alpha, -alpha), `[batch, 1]` each; released: per token, plus a bias."""
+        """Weights (1 + alpha, -alpha), `[batch, 1]` each; released: per token, plus a bias.
+
+        Score: `alpha`.
+        """
         context_weight, memory_weight = weights(step, 1.0 + self.alpha, -self.alpha)
+        scores = {"alpha": -memory_weight.squeeze(-1)}
+        bias = None
         if self.variant == "released":
             context_weight, memory_weight, bias = filtered(step, context_weight, memory_weight)
-            return Mix(context_weight, memory_weight, bias=bias)
-        return Mix(context_weight, memory_weight)
+        return Mix(context_weight, memory_weight, bias=bias, scores=scores)

@@ -23,8 +23,9 @@ tokens the same. `variant="released"` reproduces the trigger, the cut and the mi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class CKPlug(Rule):
 
     name: ClassVar[str] = "ck-plug"
 
-    alpha: float = param(0.5, low=0, high=1, doc="1: memory, 0.5: plain; unused if adaptive")
+    alpha: float = param(0.5, low=0, high=1, doc="1: memory; naming it switches adaptive off")
     adaptive: bool = param(True, doc="weigh by the entropies instead of alpha")
     select_top: int = param(10, low=1, high=1e9, doc="tokens kept per stream, ties included")
     relative_top: float = param(0.01, low=0, high=1, doc="also keep this share of the top")
@@ -59,10 +60,16 @@ class CKPlug(Rule):
                 "leave epsilon out or use variant 'mended'"
             )
 
+    @classmethod
+    def settle(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """An alpha that somebody names is meant to act, so it switches `adaptive` off."""
+        return {"adaptive": "alpha" not in given, **given}
+
     def __call__(self, step: Step, state: State) -> Mix:
         """Weights `[batch, 1]` on the kept set.
 
-        Scores: `confidence-gain-kept`, `flagged` (0 or 1).
+        Scores: `context_entropy`, `memory_entropy` and their difference `confidence_gain`, all on
+        the kept tokens; `alpha`, the share of memory (adaptive: H_c / (H_c + H_m)); `flagged`.
         """
         released = self.variant == "released"
         kept = kept_set(step.context, step.memory, self.select_top, self.relative_top)
@@ -80,8 +87,21 @@ class CKPlug(Rule):
             torch.where(flagged, context_weight, 1.0).unsqueeze(-1),
             torch.where(flagged, memory_weight, 0.0).unsqueeze(-1),
             support=kept | everything,
-            scores={"confidence-gain-kept": gain, "flagged": flagged.float()},
+            scores={
+                "confidence_gain": gain,
+                "context_entropy": h_c,
+                "memory_entropy": h_m,
+                "alpha": self._share(h_c, h_m),
+                "flagged": flagged.float(),
+            },
         )
+
+    def _share(self, h_c: Tensor, h_m: Tensor) -> Tensor:
+        """`[batch]` alpha in effect; two sure streams count as equally sure."""
+        if not self.adaptive:
+            return torch.full_like(h_c, self.alpha)
+        total = h_c + h_m
+        return torch.where(total > 0, h_c / total.clamp(min=1e-30), 0.5)
 
     def _weights(self, h_c: Tensor, h_m: Tensor, flagged: Tensor) -> tuple[Tensor, Tensor]:
         if not self.adaptive:

@@ -55,11 +55,15 @@ class GRD(Rule):
         return {"decision": torch.full((batch,), UNDECIDED, dtype=torch.int64, device=device)}
 
     def __call__(self, step: Step, state: State) -> Mix:
-        """Weights (tau, 1 - tau), `[batch, 1]` each; scores `decision` (0, 1, 2), `tau`."""
+        """Weights (tau, 1 - tau), `[batch, 1]` each.
+
+        Scores: `decision` (0, 1, 2), `tau`, `context_entropy`, `memory_entropy`.
+        """
         l_c, l_m = step.context, step.memory
+        h_c, h_m = entropy(l_c), entropy(l_m)
         top_c, top_m = l_c.argmax(-1, keepdim=True), l_m.argmax(-1, keepdim=True)
         differ = (top_c != top_m).squeeze(-1)
-        verdict = torch.where(self._trusts_memory(l_c, l_m), MEMORY, CONTEXT)
+        verdict = torch.where(self._trusts_memory(l_m, h_c, h_m), MEMORY, CONTEXT)
         decision = state["decision"]
         decision = torch.where((decision == UNDECIDED) & differ, verdict, decision)
 
@@ -74,13 +78,18 @@ class GRD(Rule):
         return Mix(
             tau.unsqueeze(-1),
             (1.0 - tau).unsqueeze(-1),
-            scores={"decision": decision.float(), "tau": tau},
+            scores={
+                "decision": decision.float(),
+                "tau": tau,
+                "context_entropy": h_c,
+                "memory_entropy": h_m,
+            },
             state={"decision": decision},
         )
 
-    def _trusts_memory(self, l_c: Tensor, l_m: Tensor) -> Tensor:
+    def _trusts_memory(self, l_m: Tensor, h_c: Tensor, h_m: Tensor) -> Tensor:
         confident = confidence(l_m) > 0.5 + GATE_TOLERANCE
-        surer = entropy(l_m) < entropy(l_c) - GATE_TOLERANCE
+        surer = h_m < h_c - GATE_TOLERANCE
         if self.gate == "full":
             return confident & surer
         return confident if self.gate == "confidence" else surer
