@@ -16,7 +16,11 @@ with tarfile.open(sdist) as archive:
     in_sdist = [name.partition("/")[2] for name in archive.getnames()]
 
 problems = []
-for name in ("conflictkit/py.typed", "conflictkit/atlas/model/config.json"):
+for name in (
+    "conflictkit/py.typed",
+    "conflictkit/atlas/facts.csv",
+    "conflictkit/atlas/model/config.json",
+):
     if name not in in_wheel:
         problems.append(f"{wheel.name} lacks {name}")
 if not any(
