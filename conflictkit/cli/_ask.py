@@ -142,7 +142,9 @@ def ask(
         spec,
         source={"name": model, "device": device, "dtype": dtype, "pad_token": pad_token},
         options={name: value for name, value in decoding.items() if value is not None}
-        | {"chat": chat, "truncate": truncate, "trace": not no_trace, "compare": not quiet},
+        | {"chat": chat, "truncate": truncate, "trace": not no_trace}
+        # The page shows all three answers, even when only one is printed.
+        | {"compare": page is not None or not quiet},
     )
     if page is not None and answer.trace is not None:
         _inputs.write_whole(page, answer.trace.to_html())

@@ -134,7 +134,7 @@ def test_the_page_is_written_whole_or_not_at_all(
 ) -> None:
     page = tmp_path / "trace.html"
     base = ("ask", "<b>Capital?", "-c", CONTEXT, "--model", folder, *SHORT, "--html", page)
-    assert run(*base).code == 0
+    assert run(*base, "--quiet").code == 0
     first = page.read_text(encoding="utf-8")
     assert "&lt;b&gt;Capital?" in first
     assert "from memory" in first
@@ -144,7 +144,7 @@ def test_the_page_is_written_whole_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    code, out, err = run(*base)
+    code, out, err = run(*base, "--quiet")
     assert (code, out) == (2, "")
     assert "No space left on device" in err
     assert page.read_text(encoding="utf-8") == first
@@ -158,7 +158,7 @@ def test_json_survives_an_encoding_that_lacks_the_characters(
     import sys
 
     raw = io.BytesIO()
-    narrow = io.TextIOWrapper(raw, encoding="ascii")
+    narrow = io.TextIOWrapper(raw, encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", narrow)
     assert run("ask", "Łódź?", "--model", folder, "--json", *SHORT).code == 0
     narrow.flush()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 from conflictkit.cli import _ask, main
 from tests.cli.conftest import Run
@@ -107,15 +108,16 @@ def test_standard_input_must_hold_text(refused: Refused) -> None:
 
 
 def test_the_message_cannot_drive_the_terminal(refused: Refused) -> None:
-    line = refused("ask", "q", "--context", "c", "--method", "\x1b[2J\nnext")
-    assert "\x1b" not in line
+    line = refused("ask", "q", "--context", "c", "--method", "\x1b[2J\x07\u202e\nnext")
+    assert line.removesuffix("\n").isprintable()
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, typer.Abort])
 def test_an_interruption_is_130_without_a_trace_of_python(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise kind
 
     monkeypatch.setattr(_ask, "_answer", interrupt)
     assert run("ask", "q", "--context", "c") == (130, "", "")

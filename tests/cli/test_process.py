@@ -56,18 +56,31 @@ def test_bad_input_ends_with_2_and_one_line(arguments: tuple[str, ...]) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_a_reader_that_leaves_early_is_no_error_message() -> None:
-    process = subprocess.Popen(
-        [*COMMAND, "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_a_reader_that_leaves_early_is_owed_no_message(flag: str) -> None:
+    process = subprocess.Popen([*COMMAND, flag], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
     complaint = process.stderr.read()
     process.stderr.close()
-    process.wait(250)
-    assert complaint == ""
+    process.wait(60)
+    assert complaint == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "conflictkit: error: cannot write the result: No space left on device\n"
 
 
 @pytest.mark.slow
