@@ -124,6 +124,7 @@ def test_less_can_be_asked_for(run: Run, folder: Path) -> None:
     plain = run(*base, "--no-trace")
     assert "from memory" in plain.out
     assert "memory says" not in plain.out
+    assert "empty" not in plain.out
     answer = json.loads(run(*base, "--json", "--no-trace").out)
     assert answer["tokens"] == []
     assert run(*base, "--quiet").out == answer["answer"] + "\n"
