@@ -30,9 +30,37 @@ def has_recurrent_layers(model: Any) -> bool:
     return any(kind not in _POSITIONED_LAYERS for kind in types)
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside torch.compile's and PEFT's wrappers, whose own signatures hide
+    what the model takes."""
+    inner = getattr(model, "_orig_mod", model)
+    base = getattr(inner, "get_base_model", None)
+    return base() if callable(base) else inner
+
+
+def is_pretrained(model: Any) -> bool:
+    """Whether `model` is one of transformers' models."""
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel)
+
+
 def accepted_arguments(model: Any) -> frozenset[str]:
-    """Names that `model.forward` takes; `position_ids` and `logits_to_keep` are not universal."""
-    return frozenset(inspect.signature(model.forward).parameters)
+    """Names that `forward` takes; `position_ids` and `logits_to_keep` are not universal."""
+    return frozenset(inspect.signature(unwrapped(model).forward).parameters)
+
+
+def own_memory(model: Any) -> str | None:
+    """Why the model's state cannot be kept beside it, or None if it is a key-value cache.
+
+    State-space and RWKV models swallow `past_key_values` without using it; the other two take it
+    but keep (or pad) a state of their own.
+    """
+    missing = {"past_key_values", "attention_mask"} - accepted_arguments(model)
+    kind = unwrapped(model).config.model_type
+    if missing or kind in ("minimax", "recurrent_gemma"):
+        return f"models of type '{kind}' keep a state of their own instead of a key-value cache"
+    return None
 
 
 def last_logits(

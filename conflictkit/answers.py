@@ -29,6 +29,7 @@ class Answer:
         score: sum of the controlled log-probabilities of the tokens, natural log.
         plain_answer: what the model says with the context and no control, if compared.
         memory_answer: what it says without the context, if compared.
+        truncated: whether the end of the passages was cut off to fit the window.
         alternatives: further answers when more than one was asked for.
     """
 
@@ -44,6 +45,7 @@ class Answer:
     score: float
     plain_answer: str | None = None
     memory_answer: str | None = None
+    truncated: bool = False
     alternatives: tuple[Answer, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class Answer:
             "params": dict(self.params),
             "question": self.question,
             "context": list(self.contexts),
+            "truncated": self.truncated,
             "answer": self.text,
             "plain_answer": self.plain_answer,
             "memory_answer": self.memory_answer,

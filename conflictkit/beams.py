@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 import torch
 
 from conflictkit.stepping import Answer, StepLog, Stepper
+from conflictkit.types import TokenRecord
 
 
 @dataclass(frozen=True)
 class _Beam:
-    """A prefix: the tokens, where each came from in its step's log, and the summed score."""
+    """A prefix: its tokens, what was recorded of them, its summed score, its row when it grew."""
 
     score: float
     ids: tuple[int, ...] = ()
-    origins: tuple[int, ...] = ()  # flat row of every token in the log of its step
+    records: tuple[TokenRecord, ...] = ()
+    origin: int = 0
 
 
 @dataclass
@@ -38,53 +40,67 @@ def search(run: Stepper) -> list[list[Answer]]:
     width = run.decoding.num_beams
     run.start(width)
     rows = [_Row([_Beam(0.0)]) for _ in range(run.batch)]
-    logs: list[StepLog | None] = []
+    keep = max(2, 1 + len(run.end_ids)) * width
     while True:
         step, combined = run.predict()
         run.check(step, step.invalid.tolist())
-        logs.append(run.log(step, combined))
+        log = run.log(step, combined)
         scores = combined.logits.log_softmax(-1)
-        vocab = scores.shape[-1]
-        keep = max(2, 1 + len(run.end_ids)) * width
         for number, row in enumerate(rows):
             if row.closed:
                 continue
-            flat = slice(number * width, number * width + len(row.live))
+            offset = number * width
             base = torch.tensor([beam.score for beam in row.live], device=scores.device)
-            totals = (scores[flat] + base[:, None]).flatten()
+            totals = (scores[offset : offset + len(row.live)] + base[:, None]).flatten()
             best = totals.topk(min(keep, totals.numel()))
+            vocab = scores.shape[-1]
             found = [
                 (total, place // vocab, place % vocab)
                 for total, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
                 if total > -torch.inf
             ]
-            _extend(run, row, found, number * width)
+            _extend(run, row, found, offset, log)
         if all(row.closed for row in rows):
             break
         _move(run, rows, width)
-    return [[_answer(run, entry, logs) for entry in row.done[: run.decoding.n]] for row in rows]
+    return [
+        [_answer(beam, reason) for _, beam, reason in row.done[: run.decoding.n]] for row in rows
+    ]
 
 
-def _extend(run: Stepper, row: _Row, found: list[tuple[float, int, int]], offset: int) -> None:
+def _extend(
+    run: Stepper,
+    row: _Row,
+    found: list[tuple[float, int, int]],
+    offset: int,
+    log: StepLog | None,
+) -> None:
     """One step of one row: candidates become live beams or finished answers."""
     width, penalty = run.decoding.num_beams, run.decoding.length_penalty
     length = len(row.live[0].ids) + 1
     live: list[_Beam] = []
     for rank, (total, parent, token) in enumerate(found):
         source = row.live[parent]
-        beam = _Beam(total, (*source.ids, token), (*source.origins, offset + parent))
-        reason = run.ending(beam.ids, token)
+        ids = (*source.ids, token)
+        reason = run.ending(ids, token)
+        # An end that is not among the best `width` is no answer, nor is a beam beyond them.
+        if len(live) == width if reason is None else rank >= width:
+            continue
+        records = source.records
+        if log is not None:
+            records = (*records, log.record(offset + parent, token))
+        beam = _Beam(total, ids, records, offset + parent)
         if reason is None:
             live.append(beam)
-        elif rank < width:  # an end that is not among the best `width` is no answer
+        else:
             row.done.append((total / length**penalty, beam, reason))
     row.done.sort(key=lambda entry: -entry[0])
     del row.done[width:]
-    row.live = live[:width]
-    if not row.live:
+    row.live = live
+    if not live:
         row.closed = True
     elif len(row.done) == width:
-        row.closed = row.live[0].score / length**penalty <= row.done[-1][0]
+        row.closed = live[0].score / length**penalty <= row.done[-1][0]
 
 
 def _move(run: Stepper, rows: list[_Row], width: int) -> None:
@@ -93,7 +109,7 @@ def _move(run: Stepper, rows: list[_Row], width: int) -> None:
     tokens: list[int] = []
     for number, row in enumerate(rows):
         beams = [] if row.closed else row.live
-        origins = [beam.origins[-1] for beam in beams] or [number * width]
+        origins = [beam.origin for beam in beams] or [number * width]
         newest = [beam.ids[-1] for beam in beams] or [0]
         spare = width - len(origins)
         index += origins + [origins[0]] * spare
@@ -102,12 +118,7 @@ def _move(run: Stepper, rows: list[_Row], width: int) -> None:
     run.advance(torch.tensor(tokens))
 
 
-def _answer(run: Stepper, entry: tuple[float, _Beam, str], logs: list[StepLog | None]) -> Answer:
-    _, beam, reason = entry
-    records = [
-        log.record(origin, token)
-        for log, origin, token in zip(logs, beam.origins, beam.ids, strict=False)
-        if log is not None
-    ]
-    ids = beam.ids[:-1] if reason == "eos" else beam.ids
-    return Answer(list(ids), records, reason, beam.score)
+def _answer(beam: _Beam, reason: str) -> Answer:
+    if reason == "eos":
+        return Answer(list(beam.ids[:-1]), list(beam.records), reason, beam.score, beam.ids[-1])
+    return Answer(list(beam.ids), list(beam.records), reason, beam.score)

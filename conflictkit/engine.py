@@ -94,7 +94,9 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
             if record:
                 answer.records.append(record)
             reason = run.ending([*answer.ids, token], token)
-            if reason != "eos":
+            if reason == "eos":
+                answer.end_token = token
+            else:
                 answer.ids.append(token)
             if reason is None:
                 going.append(position)
@@ -114,7 +116,7 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
 
 def _replay(row: int, sample: int, answer: Answer) -> Iterator[Event]:
     """Events of an answer that was found as a whole."""
-    tokens = [record.id for record in answer.records] or answer.ids
+    tokens = answer.ids + ([answer.end_token] if answer.end_token is not None else [])
     for position, token in enumerate(tokens):
         last = position == len(tokens) - 1
         record = answer.records[position] if answer.records else None

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from conflictkit import _hf
 from conflictkit.errors import (
     InvalidParameterError,
     ModelLoadError,
@@ -21,6 +22,7 @@ def load_pretrained(
     device: str | None = None,
     dtype: str | None = None,
     pad_token: str | None = None,
+    tokenizer: Any = None,
     **options: Any,
 ) -> tuple[Any, Any]:
     """Load model and tokenizer from a folder or a Hugging Face id.
@@ -30,6 +32,7 @@ def load_pretrained(
         device: torch device the model is moved to; None: where transformers puts it.
         dtype: `float32`, `bfloat16`, `float16` or `auto`; None: what the checkpoint says.
         pad_token: token to pad with, for a tokenizer that has none.
+        tokenizer: use this one instead of the one beside the model.
         options: passed on to both `from_pretrained` calls (`revision=`, `device_map=`, ...).
 
     Returns:
@@ -37,7 +40,7 @@ def load_pretrained(
 
     Raises:
         UnknownNameError: neither a folder nor the shape of a hub id.
-        ModelLoadError: transformers could not load it.
+        ModelLoadError: transformers could not load it, or its weights are not safetensors.
         TokenizerError: the tokenizer has no pad token and none was given.
         UnsupportedError: not a decoder-only language model, or `trust_remote_code` was passed.
     """
@@ -54,13 +57,18 @@ def load_pretrained(
         raise unknown_name("model", target, ["atlas", "owner/name on the hub", "a folder"])
     torch_dtype = _dtype(dtype) if dtype else "auto"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(target, **_tokenizer_options(options))
-        model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=torch_dtype, **options)
+        # An unset trust_remote_code asks on the terminal, and pickles run code when they are read.
+        safe = {"trust_remote_code": False}
+        if tokenizer is None:
+            own = _tokenizer_options(options)
+            tokenizer = AutoTokenizer.from_pretrained(target, **own, **safe)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            target, dtype=torch_dtype, use_safetensors=True, **options, **safe
+        )
         if device is not None:
             model = model.to(device)
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, KeyError
-        reason = " ".join(str(error).split())[:300]
-        raise ModelLoadError(f"could not load model '{target}': {reason}") from error
+        raise ModelLoadError(f"could not load model '{target}': {_reason(error)}") from error
     return check(model, tokenizer, name=target, pad_token=pad_token)
 
 
@@ -73,15 +81,27 @@ def check(
     `pad_token` is given.
 
     Raises:
-        UnsupportedError: encoder-decoder models.
+        UnsupportedError: encoder-decoder models, and those without a key-value cache.
+        InvalidParameterError: not a transformers model.
         TokenizerError: no tokenizer, no pad token, or an unknown `pad_token`.
     """
+    if not _hf.is_pretrained(_hf.unwrapped(model)):
+        raise InvalidParameterError(
+            f"expected a name, a folder or a transformers model, got {type(model).__name__}"
+        )
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError(
             f"model '{name}' is an encoder-decoder: only decoder-only models are supported"
         )
+    why = _hf.own_memory(model)
+    if why is not None:
+        raise UnsupportedError(f"model '{name}' cannot be used: {why}")
     if tokenizer is None:
         raise TokenizerError(f"no tokenizer for '{name}': pass tokenizer= beside the model")
+    if not hasattr(tokenizer, "pad_token_id"):
+        raise InvalidParameterError(
+            f"tokenizer must be a transformers tokenizer, not {type(tokenizer).__name__}"
+        )
     if pad_token is not None:
         known = tokenizer.get_vocab()
         if pad_token not in known:
@@ -96,6 +116,19 @@ def check(
         )
     model.eval()
     return model, tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """transformers' own reason in one line, without advice that would not work here."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return (
+            "it needs code from its repository, which conflictkit does not run: load it with "
+            "transformers yourself and pass model and tokenizer"
+        )
+    if "no file named model.safetensors" in text:
+        text += " Other weights are not read: convert them, or load the model with transformers."
+    return text[:300]
 
 
 def _dtype(name: str) -> Any:

@@ -7,8 +7,9 @@ between them differs, and the memory stream has none.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,9 @@ from conflictkit.errors import (
 # Private-use characters: no chat template rewrites them, no text contains them.
 _CONTEXT_SLOT = "\ue000context\ue001"
 _QUESTION_SLOT = "\ue000question\ue001"
+
+# Asking a fast tokenizer to split special tokens changes the tokenizer for everyone for a moment.
+_TOKENIZING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,12 @@ class Prompt:
         ids: all tokens, special tokens included.
         context: `(start, stop)`, the half-open span of `ids` that holds the context; empty in the
             memory stream.
+        truncated: whether the end of the context was cut off to fit.
     """
 
     ids: tuple[int, ...]
     context: tuple[int, int]
+    truncated: bool = False
 
     @property
     def context_mask(self) -> tuple[bool, ...]:
@@ -100,7 +106,8 @@ def build_prompts(
     _check_text("question", question)
     for position, context in enumerate(contexts):
         _check_text("context" if len(contexts) == 1 else f"context {position + 1}", context)
-    segments = _Segments.make(tokenizer, question, chat, template)
+    # Chat templates trim messages, so white space at the ends could not be kept in all forms.
+    segments = _Segments.make(tokenizer, question.strip(), chat, template)
     memory = segments.encode("")
     if limit is not None and len(memory.ids) > limit:
         raise ContextTooLongError(
@@ -156,6 +163,16 @@ class _Segments:
     def head_length(self) -> int:
         return len(self._tokens(self.head, start=True))
 
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """What the tokenizer puts before every text. What it puts after one (an end token, for
+        some) would end the prompt before the answer begins, so it is left out."""
+        if not self.adds_specials:
+            return ()
+        whole, bare = (tuple(self._call("a", specials=flag)) for flag in (True, False))
+        places = range(len(whole) - len(bare) + 1)
+        return next((whole[:n] for n in places if whole[n : n + len(bare)] == bare), ())
+
     def encode(self, context: str) -> Prompt:
         """Prompt with `context` between head and tail; "" gives the memory prompt."""
         memory = self.memory_ids
@@ -196,11 +213,13 @@ class _Segments:
         return Prompt(ids, (split, split + len(middle)))
 
     def _tokens(self, text: str, *, start: bool = False, literal: bool = False) -> tuple[int, ...]:
-        specials = start and self.adds_specials
-        if not text and not specials:
-            return ()
+        opening = self.opening if start else ()
+        return (*opening, *self._call(text, literal=literal)) if text else opening
+
+    def _call(self, text: str, *, specials: bool = False, literal: bool = False) -> list[int]:
         options = {"split_special_tokens": True} if literal else {}
-        return tuple(self.tokenizer(text, add_special_tokens=specials, **options)["input_ids"])
+        with _TOKENIZING:
+            return self.tokenizer(text, add_special_tokens=specials, **options)["input_ids"]
 
 
 def _render_chat(tokenizer: Any, question: str, template: PromptTemplate) -> tuple[str, str, str]:
@@ -209,7 +228,11 @@ def _render_chat(tokenizer: Any, question: str, template: PromptTemplate) -> tup
 
     def render(content: str) -> str:
         turns = [*messages, {"role": "user", "content": content}]
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja2's, and whatever a template raises
+            reason = " ".join(str(error).split())
+            raise TokenizerError(f"the chat template failed: {reason}") from error
 
     head, found, tail = render(_CONTEXT_SLOT + _QUESTION_SLOT).partition(_CONTEXT_SLOT)
     before, asked, after = tail.partition(_QUESTION_SLOT)
@@ -223,7 +246,22 @@ def _render_chat(tokenizer: Any, question: str, template: PromptTemplate) -> tup
 
 def _truncated(segments: _Segments, body: str, end: str, limit: int) -> Prompt:
     """Longest prefix of the context's words that fits; head, question and separator stay whole."""
-    cuts = [position for position, letter in enumerate(body) if letter.isspace()]
+    words = [position for position, letter in enumerate(body) if letter.isspace()]
+    # Scripts without spaces are cut between characters.
+    best = _longest(segments, body, end, limit, words) or _longest(
+        segments, body, end, limit, range(1, len(body))
+    )
+    if best is None:
+        raise ContextTooLongError(
+            f"nothing of the context fits beside the question: {limit} tokens are left"
+        )
+    return replace(best, truncated=True)
+
+
+def _longest(
+    segments: _Segments, body: str, end: str, limit: int, cuts: Sequence[int]
+) -> Prompt | None:
+    """The prompt with the body cut at the last of the `cuts` that fits, by bisection."""
     low, high = 0, len(cuts)  # cuts[:low] fit
     best: Prompt | None = None
     while low < high:
@@ -234,10 +272,6 @@ def _truncated(segments: _Segments, body: str, end: str, limit: int) -> Prompt:
             best, low = prompt or best, middle + 1
         else:
             high = middle
-    if best is None:
-        raise ContextTooLongError(
-            f"not one word of the context fits beside the question: {limit} tokens are left"
-        )
     return best
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from conflictkit.errors import InvalidParameterError
+
+_LAST_SEED = 2**62
+"""Largest seed; torch takes 64 bits, and further answers count on from it."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,12 @@ class Decoding:
         temperature: 0 is greedy; otherwise scores are divided by it before a token is drawn.
         top_k: keep the k best tokens before drawing; None: all.
         top_p: keep the smallest set of best tokens with at least this probability; None: all.
-        seed: of the draws. Every row starts from it, so a row does not depend on its neighbours;
-            further samples of the same row use seed + 1, seed + 2, ... None: a fresh one.
+        seed: of the draws; None: a fresh one. One number is the seed of the first answer of the
+            first row, and every further answer takes the next number: answer `sample` of row `row`
+            draws from seed + row * n + sample. A tuple gives every row a seed of its own, so that
+            a row draws the same whatever its place in the batch.
         num_beams: 1, or the width of the beam search.
-        length_penalty: beams are ranked by score / length ** length_penalty.
+        length_penalty: beams are ranked by score / length ** length_penalty, from -10 to 10.
         n: answers per question; with beams, at most num_beams.
         stop: answers end before the first of these texts.
     """
@@ -34,7 +40,7 @@ class Decoding:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
-    seed: int | None = None
+    seed: int | tuple[int, ...] | None = None
     num_beams: int = 1
     length_penalty: float = 1.0
     n: int = 1
@@ -44,13 +50,20 @@ class Decoding:
         for name in ("max_new_tokens", "num_beams", "n"):
             _require(name, getattr(self, name), whole=True, low=1)
         _require("temperature", self.temperature, low=0.0)
-        _require("length_penalty", self.length_penalty)
+        _require("length_penalty", self.length_penalty, low=-10.0, high=10.0)
         if self.top_k is not None:
             _require("top_k", self.top_k, whole=True, low=1)
         if self.top_p is not None:
             _require("top_p", self.top_p, low=0.0, high=1.0)
-        if self.seed is not None:
-            _require("seed", self.seed, whole=True, low=0)
+        for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
+            if seed is not None:
+                _require("seed", seed, whole=True, low=0, high=_LAST_SEED)
+        if self.temperature == 0 and not (self.top_k is None and self.top_p is None):
+            raise InvalidParameterError(
+                "top_k and top_p act on sampling: set a temperature above 0"
+            )
+        if self.num_beams == 1 and self.length_penalty != 1:
+            raise InvalidParameterError("length_penalty acts on beams: set num_beams above 1")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise InvalidParameterError("stop must hold texts of at least one character")
         if self.num_beams > 1 and self.temperature > 0:
@@ -66,16 +79,23 @@ class Chooser:
 
     Args:
         decoding: what to do.
-        rows: number of rows at the start.
+        rows: number of rows at the start, the `n` answers of a row side by side.
+
+    Raises:
+        InvalidParameterError: another number of seeds than rows.
     """
 
     def __init__(self, decoding: Decoding, rows: int) -> None:
         self._decoding = decoding
-        seed = decoding.seed
-        first = int(torch.randint(2**48, ())) if seed is None else seed
-        self._generators = [
-            torch.Generator().manual_seed(first + row % decoding.n) for row in range(rows)
-        ]
+        seed, n = decoding.seed, decoding.n
+        if isinstance(seed, tuple):
+            if len(seed) * n != rows:
+                raise InvalidParameterError(f"{len(seed)} seeds for {rows // n} rows")
+            seeds = [own + sample for own in seed for sample in range(n)]
+        else:
+            first = int(torch.randint(_LAST_SEED, ())) if seed is None else seed
+            seeds = list(range(first, first + rows))
+        self._generators = [torch.Generator().manual_seed(one % 2**63) for one in seeds]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep the generators of these rows, in that order."""
@@ -115,7 +135,8 @@ def warp(scores: Tensor, decoding: Decoding) -> Tensor:
     )
 
     none: Any = None  # these warpers do not look at the prefix
-    warped = scores
+    # Divided by a tiny temperature, anything above 0 would overflow.
+    warped = scores - scores.amax(-1, keepdim=True)
     if decoding.temperature != 1:
         warped = TemperatureLogitsWarper(float(decoding.temperature))(none, warped)
     if decoding.top_k is not None:
@@ -133,10 +154,10 @@ def _require(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> None:
-    kinds = int if whole else (int, float)
+    kinds = numbers.Integral if whole else numbers.Real
     kind = "a whole number" if whole else "a number"
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(float(value)):
         raise InvalidParameterError(f"{name} must be {kind}, not {value!r}")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         upper = f" and at most {high:g}" if math.isfinite(high) else ""
         raise InvalidParameterError(f"{name} must be at least {low:g}{upper}, not {value!r}")

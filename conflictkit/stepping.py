@@ -27,6 +27,7 @@ class Answer:
     records: list[TokenRecord] = field(default_factory=list)
     finish_reason: str = "length"
     score: float = 0.0
+    end_token: int | None = None
 
     def finished(self, stats: Stats) -> Generation:
         """The answer as a `Generation`."""
@@ -39,8 +40,8 @@ class Stepper:
     """The streams of a run, its rule and the rule's state, moved together.
 
     Args:
-        streams: name -> stream, none of them read yet, all with the same number of rows. The first
-            is the answering stream; every name in `rule.needs` must be there.
+        streams: name -> stream, none of them read yet, all with the same number of rows. Every
+            name in `rule.needs` must be there; its first is the answering stream.
         rule: who wins.
         decoding: greedy, sampling or beams, lengths and stops.
         end_ids: token ids that end an answer.
@@ -75,7 +76,8 @@ class Stepper:
                 raise InvalidParameterError(f"{who} needs the stream '{missing[0]}'")
         if len({stream.batch for stream in streams.values()}) != 1:
             raise InvalidParameterError("all streams of a run must have the same number of rows")
-        self.streams = dict(streams)
+        first = rule.needs[0]
+        self.streams = {first: streams[first], **streams}
         self.rule = rule
         self.decoding = decoding
         self.end_ids = frozenset(end_ids)
@@ -83,8 +85,8 @@ class Stepper:
         self.detectors = tuple(detectors)
         self.top = top
         self.processors = tuple(processors)
-        self.first = next(iter(self.streams))
-        self.batch = self.streams[self.first].batch
+        self.first = first
+        self.batch = self.streams[first].batch
         self._logits: dict[str, Tensor] = {}
         self._state: Mapping[str, Tensor] = {}
         self._index = 0
@@ -132,7 +134,8 @@ class Stepper:
             return None
         # One spelling of score names, the one that rules use.
         scores = {item.name.replace("-", "_"): item(step) for item in self.detectors}
-        scores.update(combined.scores)  # the rule's own reading of a name is the one it acted on
+        for name, values in combined.scores.items():
+            scores[self.rule.detector_names.get(name, name)] = values
         return StepLog(step, combined, scores, self.top)
 
     def check(self, step: Step, invalid: Sequence[bool]) -> None:
@@ -155,9 +158,10 @@ class Stepper:
         return "length" if len(ids) >= self.decoding.max_new_tokens else None
 
     def stats(self) -> Stats:
-        """Cost so far, summed over the streams of the run."""
-        tokens = {name: stream.tokens for name, stream in self.streams.items()}
-        forwards = sum(stream.forwards for stream in self.streams.values())
+        """Cost so far of the streams that the rule needs; reading only to record is not counted."""
+        own = {name: stream for name, stream in self.streams.items() if name in self.rule.needs}
+        tokens = {name: stream.tokens for name, stream in own.items()}
+        forwards = sum(stream.forwards for stream in own.values())
         return Stats(forwards, tokens.get("context", 0), tokens.get("memory", 0), 0)
 
 
@@ -168,7 +172,9 @@ class StepLog:
         self, step: Step, combined: Combined, scores: Mapping[str, Tensor], top: int
     ) -> None:
         self._scores = {name: values.tolist() for name, values in scores.items()}
-        self._weights = (combined.context_weight, combined.memory_weight)
+        weights = (combined.context_weight, combined.memory_weight)
+        # Weights per token stay where they are: one of them is wanted, not the vocabulary's.
+        self._weights = [w[:, 0].tolist() if w.shape[-1] == 1 else w for w in weights]
         self._tops: dict[str, list[tuple[tuple[int, float], ...]]] = {}
         for name, logprobs in step.logprobs.items():
             best = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
@@ -178,7 +184,8 @@ class StepLog:
     def record(self, row: int, token: int) -> TokenRecord:
         """The record of `token` chosen in `row`."""
         context, memory = (
-            float(weight[row, token if weight.shape[-1] > 1 else 0]) for weight in self._weights
+            float(weight[row, token]) if isinstance(weight, Tensor) else weight[row]
+            for weight in self._weights
         )
         return TokenRecord(
             id=token,

@@ -1,7 +1,7 @@
 """The state of one stream: what a model has read in each row, and how to go on or back.
 
 A stream feeds tokens to one model with its own cache, mask and positions. The engine drives any
-number of them by the same five verbs: `prefill`, `step`, `select`, `roll_back`, `counts`.
+number of them by the same four verbs: `prefill`, `step`, `select`, `roll_back`.
 """
 
 from __future__ import annotations

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from conflictkit import _hf, atlas, detectors, engine, methods, models
+from conflictkit import _hf, atlas, engine, methods, models
 from conflictkit.answers import Answer, AnswerStream, before_stop
 from conflictkit.errors import InvalidParameterError
 from conflictkit.interventions.contrast import Rule
+from conflictkit.options import Contexts, Job, closed_book, pair, passages_of, resolve, seeded
 from conflictkit.prompts import Prompt, PromptTemplate, build_prompts
 from conflictkit.sampling import Decoding
-from conflictkit.stepping import Processor, Stepper
+from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream
 from conflictkit.trace import Trace
 from conflictkit.types import Generation
-
-Contexts = str | Sequence[str] | None
-"""No context (closed book), one passage, or several in order."""
-
-TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
-"""Detectors that a trace records unless others are named."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """How a batch is to be answered, all names resolved."""
-
-    rule: Rule
-    decoding: Decoding
-    scores: tuple[detectors.Detector, ...]
-    top: int | None
-    processors: tuple[Processor, ...]
 
 
 class Model:
@@ -54,7 +38,7 @@ class Model:
             method.
 
     Attributes:
-        model, tokenizer: the plain Hugging Face objects, unchanged.
+        model, tokenizer: the plain Hugging Face objects (the model in evaluation mode).
         name: what the model was loaded by.
         window: most positions the model can read, or None if unknown.
     """
@@ -110,7 +94,7 @@ class Model:
             EmptyInputError, ContextTooLongError, BoundaryError, TokenizerError: question, context.
             LogitsError: the model's logits cannot be used.
         """
-        rows = _pair(questions, contexts)
+        rows = pair(questions, contexts)
         job, prompts = self._prepare(rows, method, options)
         answers: dict[int, Answer] = {}
         for closed in (True, False):
@@ -118,15 +102,18 @@ class Model:
             if not places:
                 continue
             chosen = [prompts[place] for place in places]
-            own = _closed_book(job) if closed else job
-            made = engine.generate(self._stepper(own, chosen))
+            own = closed_book(job) if closed else job
+            made = engine.generate(self._stepper(seeded(own, places, len(rows)), chosen))
             others = {
                 name: self._texts(name, own, chosen, made)
                 for name in (("memory",) if closed else ("plain", "memory"))
                 if compare
             }
             for position, place in enumerate(places):
-                first, *rest = (self._answer(own, *rows[place], one) for one in made[position])
+                cut = any(prompt.truncated for prompt in chosen[position].values())
+                first, *rest = (
+                    self._answer(own, *rows[place], one, truncated=cut) for one in made[position]
+                )
                 said = {f"{name}_answer": texts[position] for name, texts in others.items()}
                 trace = replace(first.trace, **said) if first.trace is not None else None
                 answers[place] = replace(first, alternatives=tuple(rest), trace=trace, **said)
@@ -139,16 +126,17 @@ class Model:
 
         Everything is checked before the first piece. Beams come in one piece.
         """
-        ((_, passages),) = rows = _pair([question], [context])
+        ((_, passages),) = rows = pair([question], [context])
         job, prompts = self._prepare(rows, method, options)
         if job.decoding.n > 1:
             raise InvalidParameterError("a stream holds one answer: leave n at 1")
-        own = job if passages else _closed_book(job)
+        own = job if passages else closed_book(job)
+        cut = any(prompt.truncated for prompt in prompts[0].values())
         return AnswerStream(
             engine.stream(self._stepper(own, prompts)),
             self._decode,
             own.decoding.stop,
-            lambda made: self._answer(own, question, passages, made),
+            lambda made: self._answer(own, question, passages, made, truncated=cut),
         )
 
     def prompts(
@@ -174,7 +162,7 @@ class Model:
         return build_prompts(
             self.tokenizer,
             question,
-            _passages(context),
+            passages_of(context),
             chat=chat,
             template=template,
             limit=limit,
@@ -186,31 +174,14 @@ class Model:
         rows: Sequence[tuple[str, tuple[str, ...]]],
         method: str | Rule,
         options: Mapping[str, Any],
-    ) -> tuple[_Job, list[dict[str, Prompt]]]:
+    ) -> tuple[Job, list[dict[str, Prompt]]]:
         """Resolve every name and build every prompt, before anything is read."""
-        given = dict(options)
-        trace = given.pop("trace", True)
-        scores = given.pop("scores", TRACED)
-        top = given.pop("top", 5)
-        processors = given.pop("processors", ())
-        wording = {name: given.pop(name, None) for name in ("chat", "template")}
-        truncate = given.pop("truncate", False)
-        rule, decoding = _choose(method, given)
-        recorded = tuple(detectors.get(name) for name in scores) if trace else ()
-        job = _Job(rule, decoding, recorded, top if trace else None, tuple(processors))
-        prompts = [
-            self.prompts(
-                question,
-                passages,
-                truncate=truncate,
-                max_new_tokens=decoding.max_new_tokens,
-                **wording,
-            )
-            for question, passages in rows
+        job, wording = resolve(method, options)
+        return job, [
+            self.prompts(question, passages or None, **wording) for question, passages in rows
         ]
-        return job, prompts
 
-    def _stepper(self, job: _Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:
+    def _stepper(self, job: Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:
         needed = {*job.rule.needs, *(name for score in job.scores for name in score.needs)}
         pad = self.tokenizer.pad_token_id
         streams = {
@@ -232,7 +203,7 @@ class Model:
     def _texts(
         self,
         method: str,
-        job: _Job,
+        job: Job,
         prompts: Sequence[Mapping[str, Prompt]],
         made: Sequence[Sequence[Generation]],
     ) -> list[str]:
@@ -243,7 +214,13 @@ class Model:
         return [self._text(row[0], job.decoding).strip() for row in made]
 
     def _answer(
-        self, job: _Job, question: str, passages: tuple[str, ...], made: Generation
+        self,
+        job: Job,
+        question: str,
+        passages: tuple[str, ...],
+        made: Generation,
+        *,
+        truncated: bool,
     ) -> Answer:
         text = self._text(made, job.decoding)
         params = asdict(job.rule)
@@ -263,6 +240,7 @@ class Model:
             stats=made.stats,
             finish_reason=made.finish_reason,
             score=made.score,
+            truncated=truncated,
             **shared,
         )
 
@@ -287,7 +265,7 @@ def load(
     Args:
         model: `"atlas"` for the model shipped in the package (no network), a folder, a hub id, or a
             Hugging Face model object.
-        tokenizer: needed beside a model object.
+        tokenizer: needed beside a model object; else instead of the model's own.
         device, dtype, pad_token, options: see `conflictkit.models.load_pretrained`; a model object
             takes only `pad_token`.
 
@@ -298,53 +276,16 @@ def load(
     if isinstance(model, str | os.PathLike):
         place = atlas.path() if model == "atlas" else model
         loaded, own = models.load_pretrained(
-            place, device=device, dtype=dtype, pad_token=pad_token, **options
+            place,
+            device=device,
+            dtype=dtype,
+            pad_token=pad_token,
+            tokenizer=tokenizer,
+            **options,
         )
-        return Model(loaded, tokenizer or own, os.fspath(model))
+        return Model(loaded, own, os.fspath(model))
     if device is not None or dtype is not None or options:
         raise InvalidParameterError("a loaded model keeps its device and dtype: pass it alone")
-    name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+    config = getattr(model, "config", None)
+    name = str(getattr(config, "name_or_path", "") or type(model).__name__)
     return Model(*models.check(model, tokenizer, name=name, pad_token=pad_token), name)
-
-
-def _choose(method: str | Rule, options: dict[str, Any]) -> tuple[Rule, Decoding]:
-    """Rule and decoding from a method and the keyword arguments left over."""
-    known = Decoding.__dataclass_fields__
-    decoding = {name: value for name, value in options.items() if name in known}
-    params = {name: value for name, value in options.items() if name not in known}
-    if isinstance(decoding.get("stop"), str):
-        decoding["stop"] = (decoding["stop"],)
-    elif "stop" in decoding:
-        decoding["stop"] = tuple(decoding["stop"] or ())
-    if isinstance(method, str):
-        rule = methods.parse(method, **params)
-    elif params:
-        raise InvalidParameterError(f"parameters {sorted(params)} go into the rule itself")
-    else:
-        rule = method
-    set_ = {name: value for name, value in decoding.items() if value is not None}
-    return rule, Decoding(**set_)
-
-
-def _pair(
-    questions: Sequence[str], contexts: Sequence[Contexts] | None
-) -> list[tuple[str, tuple[str, ...]]]:
-    given = [None] * len(questions) if contexts is None else list(contexts)
-    if isinstance(questions, str) or isinstance(contexts, str):
-        raise InvalidParameterError("ask_batch takes lists: one question and context per row")
-    if len(given) != len(questions) or not given:
-        raise InvalidParameterError(
-            f"{len(questions)} questions but {len(given)} contexts: one of each per row"
-        )
-    return [(question, _passages(row)) for question, row in zip(questions, given, strict=True)]
-
-
-def _passages(context: Contexts) -> tuple[str, ...]:
-    if context is None:
-        return ()
-    return (context,) if isinstance(context, str) else tuple(context)
-
-
-def _closed_book(job: _Job) -> _Job:
-    """Without a context there is one stream, and nothing to compare."""
-    return replace(job, rule=methods.build("memory"), scores=())

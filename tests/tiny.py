@@ -83,8 +83,12 @@ def sliding(vocab: int = 40, seed: int = 0) -> Any:
     return MistralForCausalLM(config).eval()
 
 
-def byte_tokenizer(*, chat: bool = False, pad: bool = True, metaspace: bool = False) -> Any:
+def byte_tokenizer(
+    *, chat: bool = False, pad: bool = True, metaspace: bool = False, end: bool = False
+) -> Any:
     """One token per byte (or per character after SentencePiece's space mark), BOS added.
+
+    With `end`, the tokenizer also puts the end token after every text.
 
     With `metaspace`, a text begins with a space mark of its own, so a question tokenises
     differently at the start of a prompt and after a context, as it does for SentencePiece models.
@@ -103,7 +107,7 @@ def byte_tokenizer(*, chat: bool = False, pad: bool = True, metaspace: bool = Fa
         tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIALS)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, 0)]
+        single=f"{BOS} $A {EOS}" if end else f"{BOS} $A", special_tokens=[(BOS, 0), (EOS, 1)]
     )
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -16,6 +17,7 @@ from conflictkit.cli._methods import methods
 from conflictkit.errors import ConflictKitError
 
 BAD_INPUT = 2
+_WRITING = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF}
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -60,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for bad input, after one line on standard error; 130 when interrupted.
     """
-    _settle_streams()
-    _quiet_libraries()
+    if arguments is None:  # a process of its own: its streams and warnings are ours to settle
+        _settle_streams()
+        _quiet_libraries()
     try:
         code = typer.main.get_command(app).main(
             args=list(sys.argv[1:] if arguments is None else arguments),
@@ -74,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except OSError as error:
+        if error.errno not in _WRITING:
+            raise
         # A full disk, or a reader (`| head`) that has what it wanted and is owed no message.
         if not isinstance(error, BrokenPipeError):
             _complain(f"cannot write the result: {error.strerror or error}")

@@ -111,6 +111,20 @@ _DETECTORS = _table(
         "CK-PLUG, arXiv 2503.15888",
     ),
     Detector(
+        "context-entropy-kept",
+        _BOTH,
+        lambda step: confidence.kept_entropies(step.context, step.memory)[0],
+        "entropy of the context stream over the tokens CK-PLUG keeps, in nats",
+        "CK-PLUG, arXiv 2503.15888",
+    ),
+    Detector(
+        "memory-entropy-kept",
+        _BOTH,
+        lambda step: confidence.kept_entropies(step.context, step.memory)[1],
+        "entropy of the memory stream over the tokens CK-PLUG keeps, in nats",
+        "CK-PLUG, arXiv 2503.15888",
+    ),
+    Detector(
         "context-confidence",
         ("context",),
         lambda step: confidence.confidence(step.context),

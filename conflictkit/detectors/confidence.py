@@ -75,8 +75,20 @@ def kept_confidence_gain(
     relative_top: float = RELATIVE_TOP,
 ) -> Tensor:
     """Confidence gain of the two distributions renormalised over `kept_set`, `[batch]`."""
+    h_c, h_m = kept_entropies(context_logprobs, memory_logprobs, select_top, relative_top)
+    return h_m - h_c
+
+
+def kept_entropies(
+    context_logprobs: Tensor,
+    memory_logprobs: Tensor,
+    select_top: int = SELECT_TOP,
+    relative_top: float = RELATIVE_TOP,
+) -> tuple[Tensor, Tensor]:
+    """Entropies H_c, H_m of both distributions renormalised over `kept_set`, `[batch]` each."""
     kept = kept_set(context_logprobs, memory_logprobs, select_top, relative_top)
-    return confidence_gain(restrict(context_logprobs, kept), restrict(memory_logprobs, kept))
+    h_c, h_m = (entropy(restrict(stream, kept)) for stream in (context_logprobs, memory_logprobs))
+    return h_c, h_m
 
 
 def confidence(logprobs: Tensor) -> Tensor:

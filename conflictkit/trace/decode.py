@@ -60,6 +60,16 @@ def token_texts(
     return texts, new_kinds
 
 
+def cut_at(length: int, texts: Sequence[str], kinds: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts up to `length` characters in all; a token of which nothing is left is a `stop`."""
+    kept, new_kinds = [], []
+    for text, kind in zip(texts, kinds, strict=True):
+        kept.append(text[: max(length, 0)])
+        new_kinds.append("stop" if text and not kept[-1] else kind)
+        length -= len(text)
+    return kept, new_kinds
+
+
 def _rewrite(texts: list[str], written: str, text: str) -> str:
     """Take back from the end of `texts` what a tokenizer changed once it saw the next token."""
     kept = commonprefix([written, text])

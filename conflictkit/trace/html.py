@@ -19,7 +19,7 @@ from conflictkit.trace.layout import (
     streams,
     top,
 )
-from conflictkit.trace.record import MAX_CONFLICT, TokenTrace, Trace
+from conflictkit.trace.record import CONFLICT_SCORE, MAX_CONFLICT, TokenTrace, Trace
 from conflictkit.trace.style import STYLE
 from conflictkit.trace.text import clip, number, visible
 
@@ -96,10 +96,9 @@ def _answers(trace: Trace) -> str:
 def _strip(trace: Trace) -> str:
     words = "".join(_word(trace, word) for word in _words(spans(trace)))
     legend = ""
-    if trace.score_names:
-        name = _text(trace.score_names[0])
+    if trace.scored:
         legend = (
-            f'<div class="ck-legend"><span>conflict ({name})</span><span>0</span>'
+            f'<div class="ck-legend"><span>conflict ({CONFLICT_SCORE})</span><span>0</span>'
             f'<span class="ck-scale"></span><span>{number(MAX_CONFLICT)} (ln 2)</span></div>'
         )
     return f'<div class="ck-strip"><div class="ck-tokens">{words}</div>{legend}</div>'
@@ -171,8 +170,8 @@ def _weights(token: TokenTrace) -> str:
 def _table(trace: Trace) -> str:
     shown = streams(trace)
     heads = ['<th class="ck-n">#</th>', "<th>token</th>"]
-    for index, name in enumerate(trace.score_names):
-        side = "" if index == 0 else ' class="ck-n"'
+    for name in trace.score_names:
+        side = "" if name == CONFLICT_SCORE else ' class="ck-n"'
         heads.append(f"<th{side}>{_text(name.replace('_', ' ').replace('-', ' '))}</th>")
     if len(shown) == 2:
         heads += [f'<th class="ck-n">{stream} weight</th>' for stream in shown]
@@ -190,9 +189,9 @@ def _row(trace: Trace, index: int, shown_streams: tuple[str, ...]) -> str:
         f'<td class="ck-n">{index + 1}</td>',
         f'<td class="ck-code">{_text(token.label, spaces=True)}</td>',
     ]
-    for position, (name, value) in enumerate(_scores(trace, token)):
+    for name, value in _scores(trace, token):
         shown = number(value, 3, sign="gain" in name)
-        if position == 0:
+        if name == CONFLICT_SCORE:
             width = round(share(value) * 100)
             bar = f'<span class="ck-bar"><i style="width:{width}%"></i></span>'
             cells.append(f'<td class="ck-n" style="text-align:left">{shown}{bar}</td>')

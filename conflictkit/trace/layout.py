@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from conflictkit.trace.record import CALM, MAX_CONFLICT, Candidate, TokenTrace, Trace
+from conflictkit.trace.record import (
+    CALM,
+    CONFLICT_SCORE,
+    MAX_CONFLICT,
+    Candidate,
+    TokenTrace,
+    Trace,
+)
 from conflictkit.trace.text import number, visible
 
 INK = "#1c1917"
@@ -83,16 +90,13 @@ def headline(trace: Trace) -> str:
     """The trace in one sentence."""
     if not trace.tokens:
         return "The answer is empty."
-    if not trace.score_names:
-        return "No conflict was scored: there was nothing to compare with."
-    name = trace.score_names[0]
+    if not trace.scored:
+        return "No conflict was scored."
     known = [span for span in spans(trace) if not math.isnan(span.conflict)]
     if not known:
-        return f"No conflict was scored: {name} is not a number anywhere."
+        return f"No conflict was scored: {CONFLICT_SCORE} is not a number anywhere."
     peak = max(known, key=lambda span: span.conflict)
-    scale = f"{name} {number(peak.conflict)} of at most {number(MAX_CONFLICT)}"
-    if name != "jsd":
-        scale = f"{name} {number(peak.conflict)}"
+    scale = f"{CONFLICT_SCORE} {number(peak.conflict)} of at most {number(MAX_CONFLICT)}"
     if peak.conflict < CALM:
         return f"Context and memory agree on every token ({scale})."
     shown = visible(peak.text).strip() or peak.label

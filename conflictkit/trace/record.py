@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from conflictkit.errors import UnsupportedError
-from conflictkit.trace.decode import candidate_text, token_kinds, token_texts
+from conflictkit.trace.decode import candidate_text, cut_at, token_kinds, token_texts
 from conflictkit.trace.text import plain_data, visible
 
 if TYPE_CHECKING:  # keeps torch out of readers that only draw a trace
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # keeps torch out of readers that only draw a trace
     from conflictkit.types import Generation
 
 CONFLICT_SCORE = "jsd"
-"""The score that colours tokens when it was recorded; otherwise the first one recorded."""
+"""The score that colours tokens. No other takes its place: in many of them high is not conflict."""
 
 MAX_CONFLICT = math.log(2)
 """Upper end of the colour scale: the largest Jensen-Shannon divergence, in nats."""
@@ -49,12 +49,14 @@ class TokenTrace:
 
     Attributes:
         text: what the token adds to the answer; the texts of all tokens, joined, are the answer.
-            Empty for a piece that completes no character, for special tokens and for the end.
+            Empty for a piece that completes no character, for special tokens, for the end and for
+            what a stop text cut off.
         id: the token chosen.
         scores: name -> value.
         context_weight, memory_weight: the weights that the method used for this token.
         context_top, memory_top: the streams' candidates, most probable first.
-        kind: `text`, `piece` (of a character that a later token completes), `special` or `end`.
+        kind: `text`, `piece` (of a character that a later token completes), `special`, `end` or
+            `stop` (cut off by a stop text).
         name: what a `special` token is called in the vocabulary.
     """
 
@@ -73,7 +75,9 @@ class TokenTrace:
         """The token as shown to people: never empty, no control characters, spaces as dots."""
         if self.kind == "text":
             return visible(self.text, spaces=True) or "<empty>"
-        return {"piece": "⋯", "end": "<end>"}.get(self.kind, visible(self.name) or "<special>")
+        return {"piece": "⋯", "end": "<end>", "stop": "<stop>"}.get(
+            self.kind, visible(self.name) or "<special>"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The token as strict JSON data."""
@@ -140,7 +144,7 @@ class Trace:
         """
         ids = [record.id for record in generation.records]
         kinds = token_kinds(tokenizer, ids, answer_length=len(generation.ids))
-        texts, kinds = token_texts(tokenizer, ids, kinds)
+        texts, kinds = cut_at(len(answer), *token_texts(tokenizer, ids, kinds))
         names: dict[int, str] = {}
 
         def candidates(top: Sequence[tuple[int, float]]) -> tuple[Candidate, ...]:
@@ -184,9 +188,13 @@ class Trace:
 
     @property
     def conflict(self) -> tuple[float, ...]:
-        """The score that colours each token; NaN where it was not recorded."""
-        name = next(iter(self.score_names), "")
-        return tuple(token.scores.get(name, math.nan) for token in self.tokens)
+        """The Jensen-Shannon divergence at each token; NaN where it was not recorded."""
+        return tuple(token.scores.get(CONFLICT_SCORE, math.nan) for token in self.tokens)
+
+    @property
+    def scored(self) -> bool:
+        """Whether conflict was recorded at some token."""
+        return any(CONFLICT_SCORE in token.scores for token in self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """The trace as strict JSON data: numbers that are not finite become None."""

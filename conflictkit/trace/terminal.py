@@ -26,7 +26,7 @@ from conflictkit.trace.layout import (
     streams,
     top,
 )
-from conflictkit.trace.record import MAX_CONFLICT, Candidate, TokenTrace, Trace
+from conflictkit.trace.record import CONFLICT_SCORE, MAX_CONFLICT, Candidate, TokenTrace, Trace
 from conflictkit.trace.text import clip, number, visible
 
 PLAIN_WIDTH = 100
@@ -63,8 +63,8 @@ def details(trace: Trace, console: Console, options: ConsoleOptions) -> Iterator
         return
     yield Text()
     yield Padding(marked_answer(trace, coloured), (0, 0, 0, 2))
-    if trace.score_names:
-        yield Padding(legend(trace, coloured), (1, 0, 0, 2))
+    if trace.scored:
+        yield Padding(legend(coloured), (1, 0, 0, 2))
     yield token_table(trace, options)
 
 
@@ -114,9 +114,9 @@ def marked_answer(trace: Trace, coloured: bool) -> Text:
     return text
 
 
-def legend(trace: Trace, coloured: bool) -> Text:
+def legend(coloured: bool) -> Text:
     """What the marks mean: the colour scale with its ends."""
-    name = trace.score_names[0]
+    name = CONFLICT_SCORE
     if not coloured:
         return Text(
             f"[ ] {name} of {number(MAX_CONFLICT / 2)} or more (at most {number(MAX_CONFLICT)})"
@@ -130,15 +130,15 @@ def legend(trace: Trace, coloured: bool) -> Text:
 def token_table(trace: Trace, options: ConsoleOptions) -> Table:
     """One row per token; in a narrow terminal fewer candidates and scores."""
     width = options.max_width
-    names = trace.score_names
-    others = names[1 : 5 if width >= 120 else 3 if width >= 100 else 2]
+    others = [name for name in trace.score_names if name != CONFLICT_SCORE]
+    others = others[: 4 if width >= 120 else 2 if width >= 100 else 1]
     shown_streams = streams(trace)
     count = 3 if width >= 120 else 2 if width >= 100 else 1
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("", justify="right", style="dim", no_wrap=True)
     table.add_column("token", overflow="fold", min_width=5, max_width=24)
-    if names:
-        table.add_column(Text(names[0]), no_wrap=True)
+    if trace.scored:
+        table.add_column(CONFLICT_SCORE, no_wrap=True)
     for name in others:
         table.add_column(
             HEADS.get(name, name.replace("_", "-").replace("-", "\n", 1)),
@@ -154,7 +154,7 @@ def token_table(trace: Trace, options: ConsoleOptions) -> Table:
     for index in shown:
         token = trace.tokens[index]
         row: list[RenderableType] = [str(index + 1), Text(token.label, style="bold")]
-        if names:
+        if trace.scored:
             row.append(_bar(trace.conflict[index], options, 8 if width >= 100 else 6))
         for name in others:
             row.append(number(token.scores.get(name, math.nan), sign="gain" in name))

@@ -76,6 +76,8 @@ REFERENCES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "memory-entropy": lambda p, q: ref_entropy(q),
     "confidence-gain": ref_gain,
     "confidence-gain-kept": lambda p, q: ref_gain(*ref_kept(p, q)),
+    "context-entropy-kept": lambda p, q: ref_entropy(ref_kept(p, q)[0]),
+    "memory-entropy-kept": lambda p, q: ref_entropy(ref_kept(p, q)[1]),
     "context-confidence": lambda p, q: float(p.max()),
     "memory-confidence": lambda p, q: float(q.max()),
     "top-disagreement": lambda p, q: float(p.argmax() != q.argmax()),

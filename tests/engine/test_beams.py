@@ -82,6 +82,24 @@ def test_beams_are_those_of_transformers(name, build, width, ends):
         assert list(got) == want[:stop]
 
 
+@pytest.mark.parametrize("top", [None, 3])
+def test_events_of_beams_end_with_the_end_token(top):
+    vocab = 14
+    model, rule = llama(vocab, seed=2), methods.build("plain")
+    row = reference.pairs(3, vocab, [(5, 3)])[0]
+    run = stepper(
+        model, [row], rule, Decoding(max_new_tokens=6, num_beams=3), ends=(9, 11, 4), top=top
+    )
+    events = list(engine.stream(run))
+    again = stepper(model, [row], rule, Decoding(max_new_tokens=6, num_beams=3), ends=(9, 11, 4))
+    best = engine.generate(again)[0][0]
+    assert best.finish_reason == "eos"
+    assert tuple(event.token for event in events[:-1]) == best.ids
+    assert events[-1].token in (9, 11, 4)
+    assert events[-1].finish_reason == "eos"
+    assert all((event.record is None) == (top is None) for event in events)
+
+
 def test_beam_records_belong_to_the_answer_they_stand_beside():
     vocab = 14
     model, rule = llama(vocab, seed=2), methods.build("cad")

@@ -7,6 +7,7 @@ import torch
 
 from conflictkit import detectors, engine, methods
 from conflictkit.errors import InvalidParameterError, LogitsError
+from conflictkit.interventions.contrast import Rule
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream
@@ -163,7 +164,8 @@ def test_a_third_stream_needs_no_change_to_the_loop():
         detectors=[seen],
     )
     generation = engine.generate(run)[0][0]
-    assert generation.stats.forwards == 3 * 3
+    assert streams["passage"].forwards == 3
+    assert generation.stats.forwards == 2 * 3  # what is read only to be recorded is not counted
     for position, record in enumerate(generation.records):
         ids = row["context"][:4] + list(generation.ids[:position])
         expected = float(reference.next_logits(other, ids).softmax(-1).max())
@@ -237,12 +239,13 @@ def test_a_rule_without_its_stream_is_refused_before_anything_is_read():
         stepper(llama(VOCAB), rows, methods.build("cad"), Decoding())
 
 
-class _Counting:
-    """A rule whose state must follow its rows: it counts each row's steps and remembers a token."""
+class _Counting(Rule):
+    """A rule whose state must follow its rows: it counts each row's steps."""
 
-    name, needs = "counting", ("context",)
+    name = "counting"
+    needs = ("context",)
 
-    def initial(self, batch, device):
+    def initial(self, batch, device="cpu"):
         return {"steps": torch.zeros(batch, dtype=torch.long, device=device)}
 
     def __call__(self, step, state):

@@ -45,10 +45,36 @@ def test_draws_follow_the_warped_distribution():
 def test_a_row_draws_the_same_alone_and_in_company(build):
     model, rule = build(VOCAB), methods.build("adacad")
     rows = reference.pairs(1, VOCAB, [(9, 4), (3, 7), (14, 2)])
-    decoding = Decoding(max_new_tokens=10, temperature=1.0, seed=5)
+    decoding = Decoding(max_new_tokens=10, temperature=1.0, seed=(5, 9, 5))
     together = answers(engine.generate(stepper(model, rows, rule, decoding)))
-    alone = [answers(engine.generate(stepper(model, [row], rule, decoding)))[0] for row in rows]
+    alone = []
+    for row, seed in zip(rows, (5, 9, 5), strict=True):
+        one = Decoding(max_new_tokens=10, temperature=1.0, seed=seed)
+        alone += answers(engine.generate(stepper(model, [row], rule, one)))
     assert together == alone
+
+
+def test_rows_with_the_same_question_do_not_draw_the_same():
+    model, rule = llama(VOCAB), methods.build("adacad")
+    rows = reference.pairs(1, VOCAB, [(9, 4)]) * 4
+    for seed in (5, None):
+        decoding = Decoding(max_new_tokens=10, temperature=1.5, seed=seed)
+        made = answers(engine.generate(stepper(model, rows, rule, decoding)))
+        assert len({tuple(row) for row in made}) == 4
+
+
+def test_a_seed_for_every_row_or_none():
+    rows = reference.pairs(1, VOCAB, [(9, 4), (3, 7)])
+    decoding = Decoding(max_new_tokens=2, temperature=1.0, seed=(1, 2, 3))
+    with pytest.raises(InvalidParameterError, match="3 seeds for 2 rows"):
+        engine.generate(stepper(llama(VOCAB), rows, methods.build("plain"), decoding))
+
+
+def test_a_tiny_temperature_is_nearly_greedy():
+    scores = torch.tensor([[0.5, 3.0, -1.0, 2.9, -torch.inf]])
+    for temperature in (1e-4, 1e-38, 1e-40):
+        chooser = Chooser(Decoding(temperature=temperature, seed=1), 1)
+        assert chooser.choose(scores).tolist() == [1]
 
 
 def test_seeds_decide_and_samples_of_one_row_differ():
@@ -61,7 +87,8 @@ def test_seeds_decide_and_samples_of_one_row_differ():
     assert texts == [[generation.ids for generation in row] for row in again]
     assert all(len(set(row)) == 3 for row in texts)
     for extra in range(3):
-        one = Decoding(max_new_tokens=10, temperature=1.5, seed=5 + extra)
+        seeds = (5 + extra, 5 + 3 + extra)
+        one = Decoding(max_new_tokens=10, temperature=1.5, seed=seeds)
         single = engine.generate(stepper(model, rows, rule, one))
         assert [row[0].ids for row in single] == [row[extra] for row in texts]
 
@@ -89,14 +116,20 @@ def test_ties_go_to_the_lowest_index():
         ({"max_new_tokens": 2.5}, "max_new_tokens"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"top_k": 0}, "top_k"),
-        ({"top_p": 1.5}, "top_p"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p"),
         ({"num_beams": True}, "num_beams"),
         ({"num_beams": 2, "temperature": 1.0}, "num_beams"),
         ({"num_beams": 2, "n": 3}, "n=3"),
         ({"n": 2}, "n > 1"),
         ({"stop": ("",)}, "stop"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": (1, -1)}, "seed"),
+        ({"top_k": 3}, "temperature above 0"),
+        ({"top_p": 0.5}, "temperature above 0"),
+        ({"length_penalty": 0.5}, "num_beams above 1"),
+        ({"num_beams": 2, "length_penalty": 1e3}, "length_penalty"),
     ],
 )
 def test_bad_options_are_refused_by_name(options, name):

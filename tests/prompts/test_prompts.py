@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from conflictkit.errors import (
@@ -79,6 +81,41 @@ def test_special_tokens_in_a_users_text_stay_text(chat, hostile):
     assert count == plain
     head, tail = outside(asked["context"])
     assert head + tail == asked["memory"].ids
+
+
+@pytest.mark.parametrize("texts", [(QUESTION, PASSAGES), (f"Why {EOS}?", [f"a {ASSISTANT} b"])])
+def test_an_end_token_that_the_tokenizer_adds_is_left_out(texts):
+    with_end = build_prompts(byte_tokenizer(end=True), *texts)
+    assert with_end == build_prompts(byte_tokenizer(), *texts)
+
+
+def test_white_space_around_the_question_does_not_matter():
+    tokenizer = byte_tokenizer(chat=True)
+    tokenizer.chat_template = CHAT.replace("m['content']", "m['content'] | trim")
+    for chat in (True, False):
+        made = build_prompts(tokenizer, f" {QUESTION}\n", PASSAGES, chat=chat)
+        assert made == build_prompts(tokenizer, QUESTION, PASSAGES, chat=chat)
+
+
+def test_a_chat_template_that_fails_is_a_named_error():
+    tokenizer = byte_tokenizer(chat=True)
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(TokenizerError, match="System role not supported"):
+        build_prompts(tokenizer, QUESTION, PASSAGES)
+
+
+def test_threads_do_not_change_each_others_tokens():
+    tokenizer = byte_tokenizer()
+    special = build_prompts(tokenizer, QUESTION, [f"London {EOS} now."])
+    clean = build_prompts(tokenizer, QUESTION, PASSAGES)
+
+    def ask(number):
+        hostile = number % 2
+        made = build_prompts(tokenizer, QUESTION, [f"London {EOS} now."] if hostile else PASSAGES)
+        return made == (special if hostile else clean)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(800)))
 
 
 def test_a_tokenizer_that_sees_across_the_boundary_is_joined_by_token():
@@ -170,8 +207,20 @@ def test_truncation_cuts_the_end_of_the_context_and_nothing_else(chat):
     kept = tokenizer.decode(cut["context"].ids[start:stop])
     assert kept.endswith("\n\n")
     assert passage.startswith(kept.rstrip() + " ")
+    assert cut["context"].truncated
+    assert not full["context"].truncated
     exact = build_prompts(tokenizer, QUESTION, [passage], limit=len(full["context"].ids))
     assert exact == full
+
+
+def test_scripts_without_spaces_are_cut_between_characters():
+    passage = "华沙是波兰的首都" * 20
+    limit = len(build_prompts(byte_tokenizer(), QUESTION)["memory"].ids) + 100
+    cut = build_prompts(byte_tokenizer(), QUESTION, [passage], limit=limit, truncate=True)
+    start, stop = cut["context"].context
+    kept = byte_tokenizer().decode(cut["context"].ids[start:stop]).rstrip()
+    assert passage.startswith(kept)
+    assert limit - 3 <= len(cut["context"].ids) <= limit
 
 
 def test_a_question_longer_than_the_window_is_an_error_even_with_truncation():
@@ -179,7 +228,7 @@ def test_a_question_longer_than_the_window_is_an_error_even_with_truncation():
         build_prompts(byte_tokenizer(), "why " * 50, ["a b"], limit=40, truncate=True)
     memory = build_prompts(byte_tokenizer(), QUESTION)["memory"]
     limit = len(memory.ids) + 2
-    with pytest.raises(ContextTooLongError, match="not one word"):
+    with pytest.raises(ContextTooLongError, match="nothing of the context"):
         build_prompts(byte_tokenizer(), QUESTION, ["long words"], limit=limit, truncate=True)
 
 

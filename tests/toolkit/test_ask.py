@@ -99,13 +99,58 @@ def test_the_dictionary_is_strict_json_with_the_promised_keys(model):
     assert {"jsd", "confidence_gain", "alpha"} <= set(again["tokens"][0]["scores"])
 
 
-def test_without_trace_plain_reads_one_stream(model):
-    answer = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=4, trace=False)
-    assert answer.trace is None
-    assert answer.stats.memory_tokens == 0
-    traced = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=4)
-    assert traced.stats.forwards == 2 * answer.stats.forwards
+@pytest.mark.parametrize("method", ["plain", "memory"])
+def test_what_is_read_for_the_trace_alone_changes_nothing_and_is_not_counted(model, method):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    reads = []
+    hook = model.model.register_forward_pre_hook(lambda *_: reads.append(1))
+    options = {"max_new_tokens": 4, "processors": [RepetitionPenaltyLogitsProcessor(5.0)]}
+    try:
+        answer = model.ask(QUESTIONS[0], CONTEXTS[0], method, trace=False, **options)
+        assert len(reads) == answer.stats.forwards == 4
+        assert answer.trace is None
+        traced = model.ask(QUESTIONS[0], CONTEXTS[0], method, **options)
+        assert len(reads) == 3 * 4
+    finally:
+        hook.remove()
+    assert traced.stats == answer.stats
+    assert 0 in (answer.stats.memory_tokens, answer.stats.context_tokens)
     assert traced.text == answer.text
+    assert "jsd" in traced.trace.tokens[0].scores
+
+
+def test_a_detector_keeps_its_name_beside_a_rules_own_score(model):
+    scores = ["confidence-gain", "context-entropy"]
+    options = {"max_new_tokens": 3, "scores": scores}
+    plain = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", **options).trace.tokens[0].scores
+    plug = model.ask(QUESTIONS[0], CONTEXTS[0], "ck-plug", **options).trace.tokens[0].scores
+    assert {name: plug[name] for name in plain} == plain
+    assert plug["confidence_gain_kept"] != plug["confidence_gain"]
+
+
+def test_closed_book_keeps_the_scores_of_memory(model):
+    answer = model.ask(QUESTIONS[0], None, scores=["memory-entropy", "jsd"], max_new_tokens=2)
+    assert set(answer.trace.tokens[0].scores) == {"memory_entropy"}
+
+
+def test_a_row_of_a_mixed_batch_draws_from_the_seed_of_its_place(model):
+    options = {"max_new_tokens": 6, "temperature": 1.0}
+    batch = model.ask_batch(QUESTIONS, CONTEXTS, seed=4, **options)
+    for place, answer in enumerate(batch):
+        alone = model.ask(QUESTIONS[place], CONTEXTS[place], seed=4 + place, **options)
+        assert answer.text == alone.text
+    seeds = model.ask_batch(QUESTIONS, CONTEXTS, seed=[4, 5, 6], **options)
+    assert [answer.text for answer in seeds] == [answer.text for answer in batch]
+
+
+def test_the_tokens_of_a_trace_are_the_answer_even_when_a_stop_text_cuts_it(model):
+    whole = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=30).text
+    stop = whole[9:11]
+    answer = model.ask(QUESTIONS[0], CONTEXTS[0], "plain", max_new_tokens=30, stop=stop)
+    assert "".join(token.text for token in answer.trace.tokens) == answer.trace.answer
+    assert answer.trace.answer.strip() == answer.text
+    assert answer.trace.tokens[-1].kind == "stop"
 
 
 def test_a_stream_is_the_answer_in_pieces(model):
@@ -157,6 +202,8 @@ def test_a_context_that_does_not_fit_is_an_error_or_cut(model):
         model.ask(QUESTIONS[0], long, max_new_tokens=10)
     cut = model.ask(QUESTIONS[0], long, max_new_tokens=10, truncate=True)
     assert cut.stats.context_tokens <= 256
+    assert cut.to_dict()["truncated"] is True
+    assert model.ask(QUESTIONS[0], "word", max_new_tokens=10, truncate=True).truncated is False
     with pytest.raises(InvalidParameterError, match="no room"):
         model.ask(QUESTIONS[0], None, max_new_tokens=256)
 
@@ -170,6 +217,18 @@ def test_a_context_that_does_not_fit_is_an_error_or_cut(model):
         ({"method": "cad?alpha=-1"}, InvalidParameterError, "alpha"),
         ({"scores": ["jds"]}, UnknownNameError, "did you mean 'jsd'"),
         ({"max_new_tokens": 0}, InvalidParameterError, "max_new_tokens"),
+        ({"temprature": 0.5}, UnknownNameError, "did you mean 'temperature'"),
+        ({"method": "plain", "alpha": 0.5}, UnknownNameError, "alpha"),
+        ({"scores": "jsd"}, InvalidParameterError, "scores must be a list"),
+        ({"scores": None}, InvalidParameterError, "scores must be a list"),
+        ({"top": 0}, InvalidParameterError, "top must be"),
+        ({"processors": [3]}, InvalidParameterError, "processors holds int"),
+        ({"stop": 5}, InvalidParameterError, "stop must be a list"),
+        ({"context": 5}, InvalidParameterError, "context must be a list"),
+        ({"context": []}, EmptyInputError, "pass None to ask closed book"),
+        ({"template": "x"}, InvalidParameterError, "template must be"),
+        ({"method": None}, InvalidParameterError, "method must be"),
+        ({"method": type(methods.build("cad"))}, InvalidParameterError, "method must be"),
         ({"context": " "}, EmptyInputError, "context is empty"),
         ({"question": ""}, EmptyInputError, "question is empty"),
         ({"method": methods.build("cad"), "alpha": 1.0}, InvalidParameterError, "rule itself"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
+
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import conflictkit as ck
 from conflictkit.errors import (
@@ -78,6 +81,55 @@ def test_a_tokenizer_without_pad_token_says_what_to_type(tmp_path):
 def test_no_code_from_a_repository(folder):
     with pytest.raises(UnsupportedError, match="yourself"):
         ck.load(folder, trust_remote_code=True)
+
+
+def test_code_in_a_folder_is_not_run_whatever_standard_input_says(tmp_path, folder, monkeypatch):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mark = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ModelLoadError, match="does not run") as caught:
+        ck.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not mark.exists()
+
+
+def test_pickled_weights_are_not_read(tmp_path, folder):
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(llama(VOCAB).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match="Other weights are not read"):
+        ck.load(tmp_path)
+
+
+def test_a_given_tokenizer_is_the_one_that_is_checked_and_used(tmp_path):
+    llama(VOCAB).save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    assert ck.load(tmp_path, tokenizer=tokenizer).tokenizer is tokenizer
+    with pytest.raises(TokenizerError, match="pad token"):
+        ck.load(tmp_path, tokenizer=byte_tokenizer(pad=False))
+    padded = ck.load(tmp_path, tokenizer=byte_tokenizer(pad=False), pad_token="</s>")
+    assert padded.tokenizer.pad_token_id == 1
+
+
+@pytest.mark.parametrize("thing", [None, 3, torch.nn.Linear(2, 2)])
+def test_what_is_no_model_is_refused(thing):
+    with pytest.raises(InvalidParameterError, match="expected a name, a folder or"):
+        ck.load(thing, tokenizer=byte_tokenizer())
+    with pytest.raises(InvalidParameterError, match="transformers tokenizer, not str"):
+        ck.load(llama(VOCAB), tokenizer="atlas")
+
+
+def test_models_without_a_key_value_cache_are_refused():
+    config = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(UnsupportedError, match="'mamba' keep a state of their own"):
+        ck.load(MambaForCausalLM(config), tokenizer=byte_tokenizer())
 
 
 def test_an_unknown_dtype_is_refused(folder):

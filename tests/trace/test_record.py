@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -132,11 +133,16 @@ def test_json_says_what_the_trace_says() -> None:
     assert first["memory_top"][0] == {"text": " Warsaw", "id": 6, "probability": 0.93}
 
 
-def test_jsd_colours_the_tokens_and_otherwise_the_first_score() -> None:
+def test_jsd_colours_the_tokens_and_nothing_else_does() -> None:
     assert poland().score_names == ("jsd", "confidence_gain")
     assert poland().conflict[0] == 0.6123
-    bare = token("a", 1, None)
-    assert math.isnan(poland(tokens=(bare,)).conflict[0])
+    bare = dataclasses.replace(token("a", 1, None), scores={"confidence_gain": 0.5})
+    other = poland(tokens=(bare,))
+    assert math.isnan(other.conflict[0])
+    assert not other.scored
+    assert "No conflict was scored." in str(other)
+    assert "conflict (" not in other.to_html().replace("ck-", "").split("<body")[1]
+    assert "confidence" in other.to_html()
 
 
 def test_a_dataframe_has_one_row_per_token() -> None:

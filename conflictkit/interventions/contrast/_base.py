@@ -121,6 +121,8 @@ class Rule:
 
     name: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ("context", "memory")
+    # Detectors that measure what a score of this rule calls by another detector's name.
+    detector_names: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         for parameter in parameters(self):

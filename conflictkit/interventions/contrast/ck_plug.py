@@ -42,6 +42,11 @@ class CKPlug(Rule):
     """Where the context makes the model less sure, shift weight between the two sources."""
 
     name: ClassVar[str] = "ck-plug"
+    detector_names: ClassVar[Mapping[str, str]] = {
+        "confidence_gain": "confidence_gain_kept",
+        "context_entropy": "context_entropy_kept",
+        "memory_entropy": "memory_entropy_kept",
+    }
 
     alpha: float = param(0.5, low=0, high=1, doc="1: memory; naming it switches adaptive off")
     adaptive: bool = param(True, doc="weigh by the entropies instead of alpha")
