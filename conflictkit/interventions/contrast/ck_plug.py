@@ -43,9 +43,7 @@ class CKPlug(Rule):
 
     name: ClassVar[str] = "ck-plug"
     detector_names: ClassVar[Mapping[str, str]] = {
-        "confidence_gain": "confidence_gain_kept",
-        "context_entropy": "context_entropy_kept",
-        "memory_entropy": "memory_entropy_kept",
+        name: f"{name}_kept" for name in ("confidence_gain", "context_entropy", "memory_entropy")
     }
 
     alpha: float = param(0.5, low=0, high=1, doc="1: memory; naming it switches adaptive off")
@@ -61,8 +59,7 @@ class CKPlug(Rule):
         super().__post_init__()
         if self.variant == "released" and self.epsilon not in (0.0, 1.0):
             raise InvalidParameterError(
-                f"ck-plug: variant 'released' fixes epsilon at 1, got {self.epsilon:g}; "
-                "leave epsilon out or use variant 'mended'"
+                f"ck-plug: variant 'released' fixes epsilon at 1, got {self.epsilon:g}"
             )
 
     @classmethod
@@ -82,9 +79,8 @@ class CKPlug(Rule):
         l_c, l_m = restrict(step.context, kept), restrict(step.memory, kept)
         h_c, h_m = entropy(l_c), entropy(l_m)
         gain = h_m - h_c
-        if released:
-            flagged = gain < h_c
-        else:
+        flagged = gain < h_c
+        if not released:
             flagged = (gain < self.epsilon * h_c - GATE_TOLERANCE) & ~self._idle(l_c, l_m, kept)
         context_weight, memory_weight = self._weights(h_c, h_m, flagged)
         everything = False if released else ~flagged.unsqueeze(-1)
@@ -118,8 +114,7 @@ class CKPlug(Rule):
 
     def _idle(self, l_c: Tensor, l_m: Tensor, kept: Tensor) -> Tensor:
         """`[batch]` bool: rows in which the difference of the streams says nothing."""
-        difference = (l_c - l_m).abs().masked_fill(~kept, 0.0)
-        idle = difference.amax(-1) <= GATE_TOLERANCE
+        idle = (l_c - l_m).abs().masked_fill(~kept, 0.0).amax(-1) <= GATE_TOLERANCE
         if not self.adaptive and self.alpha == 0:
             idle = idle | (l_c.argmax(-1) == l_m.argmax(-1))
         return idle
