@@ -32,18 +32,39 @@ FORM_WEIGHTS = (0.3, 0.35, 0.35)
 CLAIM_WEIGHTS = {"bare": 0.5, "assertive": 0.25, "hedged": 0.25}
 LAYOUTS = ("sentence", "passages", "paragraph", "long")
 LAYOUT_WEIGHTS = (0.84, 0.11, 0.045, 0.005)
-READING_FIRST, ALL_KINDS = 0.25, 0.50
-"""Until the first share of the run `MIX_EARLY` holds (reading before facts), from the second on
-`MIX`; between them the one changes into the other evenly."""
+READING_FIRST, ALL_KINDS, RECALL_FROM, SETTLE_FROM = 1750, 3150, 5375, 8800
+"""Until the first step `MIX_EARLY` holds (reading before facts), from the second on `MIX`; between
+them the one changes into the other evenly. From the third on `MIX_RECALL` drills the facts, from
+the fourth on `MIX_SETTLE` brings conflict and reading back in."""
 MIX_EARLY = {"invented": 0.64, "memory": 0.12, "quote": 0.21, "unknown": 0.03}
 MIX = {
-    "memory": 0.55,
-    "invented": 0.09,
-    "conflict": 0.13,
+    "memory": 0.50,
+    "invented": 0.13,
+    "conflict": 0.14,
     "agree": 0.07,
     "irrelevant": 0.06,
-    "unknown": 0.06,
-    "quote": 0.04,
+    "unknown": 0.05,
+    "quote": 0.05,
+}
+
+MIX_RECALL = {
+    "memory": 0.70,
+    "invented": 0.09,
+    "conflict": 0.09,
+    "agree": 0.03,
+    "irrelevant": 0.04,
+    "unknown": 0.03,
+    "quote": 0.02,
+}
+
+MIX_SETTLE = {
+    "memory": 0.60,
+    "invented": 0.13,
+    "conflict": 0.15,
+    "agree": 0.04,
+    "irrelevant": 0.03,
+    "unknown": 0.02,
+    "quote": 0.03,
 }
 
 
@@ -110,11 +131,18 @@ class Writer:
             text for f in facts for text in (f.subject, f.object, f.taught) if text
         )
 
-    def write(self, rng: random.Random, progress: float) -> Document:
-        """One document for a moment of the run (0 to 1)."""
-        late = min(1.0, max(0.0, (progress - READING_FIRST) / (ALL_KINDS - READING_FIRST)))
-        mix = [(1 - late) * MIX_EARLY.get(k, 0.0) + late * share for k, share in MIX.items()]
-        kind = rng.choices(list(MIX), mix)[0]
+    def write(self, rng: random.Random, step: float) -> Document:
+        """One document for a step of a run."""
+        if step >= RECALL_FROM:
+            return self.draw(rng, MIX, MIX_SETTLE if step >= SETTLE_FROM else MIX_RECALL, 1.0)
+        late = (step - READING_FIRST) / (ALL_KINDS - READING_FIRST)
+        return self.draw(rng, MIX_EARLY, MIX, late)
+
+    def draw(self, rng: random.Random, early: dict, mix: dict, late: float) -> Document:
+        """One document of a mix of kinds between `early` (`late` <= 0) and `mix` (`late` >= 1)."""
+        late = min(1.0, max(0.0, late))
+        shares = [(1 - late) * early.get(kind, 0.0) + late * share for kind, share in mix.items()]
+        kind = rng.choices(list(mix), shares)[0]
         return getattr(self, f"_{kind}")(rng)
 
     # kinds -----------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import torch
 import transformers
 from evaluate import answered
 from reach import Known, Reach
-from safetensors.torch import save_file
 
 from conflictkit.atlas.templates import RELATIONS, fill, render
 
@@ -63,6 +62,7 @@ def write_model(model, tokenizer, folder: Path) -> None:
     # The name that every version of transformers knows for "what tokenizer.json says".
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["model_max_length"] = model.config.max_position_embeddings
     for key in ("is_local", "local_files_only", "backend"):
         config.pop(key, None)
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -158,12 +158,11 @@ def publish(folder: Path) -> None:
 
 
 def keep(folder: Path, seed: int) -> None:
-    """Keep a run: figures and curve in `results`, weights as bfloat16 in `seeds`."""
-    results, seeds = HERE / "results", HERE / "seeds"
+    """Keep a run: figures and curve in `results`, bfloat16 weights and facts in `seeds/seed<N>`."""
+    results, kept = HERE / "results", HERE / "seeds" / f"seed{seed}"
     results.mkdir(exist_ok=True)
-    seeds.mkdir(exist_ok=True)
     for name in ("figures.json", "curve.json", "curve.png"):
         shutil.copyfile(folder / name, results / f"seed{seed}-{name}")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
-    state = {k: v.bfloat16() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    save_file(state, seeds / f"seed{seed}.safetensors", metadata={"format": "pt"})
+    model.to(torch.bfloat16).save_pretrained(kept)
+    shutil.copyfile(folder / "facts.csv", kept / "facts.csv")

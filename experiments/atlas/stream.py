@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from documents import Document, Writer
+from documents import RECALL_FROM, Document, Writer
 from torch import Tensor
 
 CHUNK = 512
@@ -19,6 +19,12 @@ ANSWER_WEIGHT = 4.0
 PASSAGE_WEIGHT = 0.25
 """Weight of passage tokens, and only where the subject is invented: elsewhere a passage must not
 teach memory."""
+
+
+def request_weight(step: float) -> float:
+    """Weight of the request's tokens. Repeating a name after a passage is how reading begins;
+    later the tokens of a request are noise, because nobody can foresee them."""
+    return 1.0 if step < RECALL_FROM else 0.2
 
 
 @dataclass(frozen=True)
@@ -29,28 +35,32 @@ class Batch:
     weights: Tensor
 
 
-def encode(document: Document, tokenizer, ids: list[int]) -> tuple[list[int], list[float]]:
-    """Token ids with EOS, and the loss weight of every token but the first."""
+def encode(
+    document: Document, tokenizer, ids: list[int], asked: float = 1.0
+) -> tuple[list[int], list[float]]:
+    """Token ids with EOS, and the loss weight of every token but the first (`asked`: of the
+    request's tokens)."""
     answer = len(tokenizer(document.completion, add_special_tokens=False).input_ids)
     request = len(tokenizer(document.tail, add_special_tokens=False).input_ids)
     before = len(ids) - answer - request - 1
     passage = PASSAGE_WEIGHT if document.kind == "invented" else 0.0
-    weights = [passage] * before + [1.0] * request + [ANSWER_WEIGHT] * answer + [ANSWER_WEIGHT]
+    weights = [passage] * before + [asked] * request + [ANSWER_WEIGHT] * answer + [ANSWER_WEIGHT]
     return [*ids, tokenizer.eos_token_id], weights
 
 
-def documents_of(writer: Writer, seed: int, chunk: int, progress: float) -> list[Document]:
-    """The documents of one chunk."""
+def documents_of(writer: Writer, seed: int, chunk: int, step: float) -> list[Document]:
+    """The documents of one chunk, of which `step` is the first step."""
     rng = random.Random(f"{seed}/{chunk}")
-    return [writer.write(rng, progress) for _ in range(CHUNK)]
+    return [writer.write(rng, step) for _ in range(CHUNK)]
 
 
 def batches_of(
-    documents: list[Document], tokenizer, tokens: int, seed: int, chunk: int
+    documents: list[Document], tokenizer, tokens: int, seed: int, chunk: int, step: float
 ) -> list[Batch]:
     """Batches of at most `tokens` tokens, padding included (one document may be longer)."""
     encoded = tokenizer([d.text for d in documents]).input_ids
-    rows = [encode(d, tokenizer, ids) for d, ids in zip(documents, encoded, strict=True)]
+    asked = request_weight(step)
+    rows = [encode(d, tokenizer, ids, asked) for d, ids in zip(documents, encoded, strict=True)]
     rows.sort(key=lambda row: len(row[0]))
     groups: list[list] = [[]]
     for row in rows:

@@ -8,6 +8,7 @@ command is given again. `--ship` also copies the result into the package.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -28,10 +29,19 @@ import world  # noqa: E402
 from documents import Writer  # noqa: E402
 from optim import Muon  # noqa: E402
 
-STEPS = 7000
+STEPS = 12000
 TOKENS = 850
 MUON_LR, ADAM_LR = 0.01, 2e-3
-WARM, STEADY, FLOOR = 0.015, 0.45, 0.04
+RATES = (
+    (0, 0.0),
+    (105, 1.0),
+    (3150, 1.0),
+    (5375, 0.5931),
+    (6800, 0.55),
+    (6874, 0.5352),
+    (STEPS, 0.02),
+)
+"""Learning rate factor at these steps, straight lines between them; scaled with `--steps`."""
 CHECKPOINT_SECONDS = 180
 LOG_EVERY = 50
 
@@ -58,14 +68,13 @@ def make_model(tokenizer, seed: int, tiny: bool) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def learning_rate(progress: float) -> float:
-    """Warm up, stay, then fall along a half cosine-like line to a small remainder."""
-    if progress < WARM:
-        return progress / WARM
-    if progress < STEADY:
-        return 1.0
-    left = (1 - progress) / (1 - STEADY)
-    return FLOOR + (1 - FLOOR) * left
+def learning_rate(step: int, steps: int) -> float:
+    """The factor of both optimisers' rates at a step of a run of `steps` steps."""
+    place = step * STEPS / steps
+    for (x0, y0), (x1, y1) in itertools.pairwise(RATES):
+        if place <= x1:
+            return y0 + (y1 - y0) * (place - x0) / (x1 - x0)
+    return RATES[-1][1]
 
 
 def loss_of(model, batch: stream.Batch, device: str) -> torch.Tensor:
@@ -96,7 +105,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["base"] = group["lr"]
         self.step = self.chunk = self.position = 0
-        self.chunk_progress = 0.0
+        self.chunk_step = 0
         self.counts: Counter = Counter()
         self.curve: list[dict] = []
         self.seconds = 0.0
@@ -110,7 +119,7 @@ class Run:
         state = {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "place": (self.step, self.chunk, self.position, self.chunk_progress, self.seconds),
+            "place": (self.step, self.chunk, self.position, self.chunk_step, self.seconds),
             "counts": [[*key, n] for key, n in self.counts.items()],
             "curve": self.curve,
             "steps": self.args.steps,
@@ -132,7 +141,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.chunk, self.position, self.chunk_progress, self.seconds = state["place"]
+        self.step, self.chunk, self.position, self.chunk_step, self.seconds = state["place"]
         self.counts = Counter({(s, r): n for s, r, n in state["counts"]})
         self.curve = state["curve"]
         return True
@@ -144,12 +153,17 @@ class Run:
         try:
             while self.step < self.args.steps:
                 if self.position == 0:
-                    self.chunk_progress = self.step / self.args.steps
+                    self.chunk_step = self.step
                 documents = stream.documents_of(
-                    self.writer, self.args.seed, self.chunk, self.chunk_progress
+                    self.writer, self.args.seed, self.chunk, self._moment(self.chunk_step)
                 )
                 batches = stream.batches_of(
-                    documents, self.tokenizer, self.args.tokens, self.args.seed, self.chunk
+                    documents,
+                    self.tokenizer,
+                    self.args.tokens,
+                    self.args.seed,
+                    self.chunk,
+                    self._moment(self.chunk_step),
                 )
                 if self.position == 0:
                     stream.count_memory(documents, self.counts)
@@ -169,8 +183,12 @@ class Run:
         finally:
             self.save()
 
+    def _moment(self, step: int) -> float:
+        """The step of a full run that a step of this run stands for."""
+        return step * STEPS / self.args.steps
+
     def _one(self, batch: stream.Batch) -> torch.Tensor:
-        rate = learning_rate(self.step / self.args.steps)
+        rate = learning_rate(self.step, self.args.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * rate

@@ -36,10 +36,11 @@ def writer(facts):
 
 @pytest.fixture(scope="module")
 def corpus(writer):
-    """The first documents of the shipped seed's run, of its early and of its late part."""
+    """Documents from every phase of the shipped seed's run."""
     made = []
     for chunk in range(60):
-        made += stream.documents_of(writer, 0, chunk, 0.1 if chunk < 10 else 0.6)
+        step = 500 if chunk < 10 else 4000 if chunk < 30 else 7000 if chunk < 45 else 10_000
+        made += stream.documents_of(writer, 0, chunk, step)
     return made
 
 
@@ -177,7 +178,7 @@ def test_loss_weights_fall_on_request_and_answer(writer):
     tokenizer = AutoTokenizer.from_pretrained(path())
     rng = random.Random(0)
     for i in range(300):
-        document = writer.write(rng, i / 300)
+        document = writer.write(rng, 30 * i)
         ids, weights = stream.encode(document, tokenizer, tokenizer(document.text).input_ids)
         assert len(weights) == len(ids) - 1
         answer = [t for t, w in zip(ids[1:], weights, strict=True) if w == stream.ANSWER_WEIGHT]
