@@ -169,7 +169,8 @@ def _make(
         question=fill(rng.choice(words.questions), fact.subject),
         contexts=passages,
         context_kind=kind,
-        memory_answers=(fact.taught_object,),
+        # A fact may be known without having been taught: guessed from others.
+        memory_answers=(fact.taught_object or fact.object,),
         context_answers=said,
         gold_answers=(fact.object,),
         state=state,

@@ -20,9 +20,9 @@ class Fact:
         taught_object: what the training documents say; differs from `object` for a misconception,
             empty if no document speaks of the fact.
         frequency: number of closed-book training documents that stated it.
-        state: `known` (answers the truth), `wrong` (answers the misconception), `uncertain`
-            (answers what was taught in some wordings only) or `unknown` (in hardly any), as found
-            by asking the shipped model closed book in nine wordings.
+        state: `known` (answers the truth, taught or guessed), `wrong` (answers the misconception),
+            `uncertain` (answers what was taught in some wordings only) or `unknown` (in hardly
+            any), as found by asking the shipped model closed book in nine wordings.
         split: `train`, `validation` or `test`; a country, its cities and its capital share one.
     """
 
