@@ -94,9 +94,11 @@ def byte_tokenizer(
     differently at the start of a prompt and after a context, as it does for SentencePiece models.
     """
     if metaspace:
-        letters = [chr(code) for code in range(33, 127)] + ["▁", "\n"]
+        letters = [chr(code) for code in range(33, 127)] + ["▁", "\n", "▁Q"]
         vocab = {token: number for number, token in enumerate([*SPECIALS, *letters, "<unk>"])}
-        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+        # "Q" is another token at the start of a text than after a context.
+        merges = [("▁", "Q")]
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     else:
