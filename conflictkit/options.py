@@ -73,10 +73,10 @@ def _choose(method: str | Rule, options: dict[str, Any]) -> tuple[Rule, Decoding
         if name not in own:
             everything = {*own, *known, *OPTIONS}
             raise unknown_name(f"option or parameter of method '{rule.name}'", name, everything)
-    if isinstance(method, str):
+    if params:
+        if not isinstance(method, str):
+            raise InvalidParameterError(f"parameters {sorted(params)} go into the rule itself")
         rule = methods.parse(method, **params)
-    elif params:
-        raise InvalidParameterError(f"parameters {sorted(params)} go into the rule itself")
     set_ = {name: value for name, value in decoding.items() if value is not None}
     return rule, Decoding(**set_)
 

@@ -17,6 +17,7 @@ from conflictkit.sampling import Decoding
 from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream
 from conflictkit.trace import Trace
+from conflictkit.trace.decode import decode
 from conflictkit.types import Generation
 
 
@@ -245,7 +246,7 @@ class Model:
         )
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return decode(self.tokenizer, ids)
 
     def _text(self, made: Generation, decoding: Decoding) -> str:
         return before_stop(self._decode(made.ids), decoding.stop)

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from conflictkit import atlas
-
-ATLAS = Path(atlas.path()) / "config.json"
 COMMAND = (sys.executable, "-m", "conflictkit.cli")
 POLAND = ("ask", "What is the capital of Poland?", "--context", "The capital of Poland is London.")
 
@@ -84,7 +81,6 @@ def test_a_full_disk_is_one_line() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ATLAS.exists(), reason="Atlas is not in this checkout")
 def test_atlas_answers_with_json_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "trace.html"
     done = shell(*POLAND, "--json", "--html", str(page))
@@ -99,7 +95,6 @@ def test_atlas_answers_with_json_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ATLAS.exists(), reason="Atlas is not in this checkout")
 def test_closed_streams_and_a_plain_locale_are_survived() -> None:
     bare = {name: value for name, value in os.environ.items() if name not in ("LANG", "LC_ALL")}
     done = shell(*POLAND, env=bare | {"LC_ALL": "C", "PYTHONUTF8": "0"})

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from conflictkit.detectors.confidence import entropy, kept_set, restrict
+from conflictkit.detectors.confidence import RELATIVE_TOP, SELECT_TOP, entropy, kept_set, restrict
 from conflictkit.errors import InvalidParameterError
 from conflictkit.interventions.contrast._base import Rule, param
 from conflictkit.interventions.contrast._released import VARIANTS
@@ -48,8 +48,8 @@ class CKPlug(Rule):
 
     alpha: float = param(0.5, low=0, high=1, doc="1: memory; naming it switches adaptive off")
     adaptive: bool = param(True, doc="weigh by the entropies instead of alpha")
-    select_top: int = param(10, low=1, high=1e9, doc="tokens kept per stream, ties included")
-    relative_top: float = param(0.01, low=0, high=1, doc="also keep this share of the top")
+    select_top: int = param(SELECT_TOP, low=1, high=1e9, doc="tokens kept per stream, with ties")
+    relative_top: float = param(RELATIVE_TOP, low=0, high=1, doc="also keep this share of the top")
     epsilon: float = param(
         0.0, low=-1e3, high=1e3, doc="flag if H_m - H_c < epsilon * H_c; 0: paper, 1: released"
     )
