@@ -53,6 +53,10 @@ class UnsupportedError(ConflictKitError, RuntimeError):
     """A combination that conflictkit refuses before the first token."""
 
 
+class PolicyError(ConflictKitError, ValueError):
+    """A policy that cannot be read, written, or used with this model."""
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError:
     """The error for an unknown `kind` called `name`; its message names the nearest `valid` one."""
     names = sorted(valid)

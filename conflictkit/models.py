@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,23 @@ def _dtype(name: str) -> Any:
 def _tokenizer_options(options: dict[str, Any]) -> dict[str, Any]:
     shared = ("revision", "cache_dir", "token", "local_files_only", "subfolder")
     return {key: options[key] for key in shared if key in options}
+
+
+def fingerprint(model: Any) -> str:
+    """64 hexadecimal digits that tell one model's weights from another's.
+
+    SHA-256 over every parameter's name and shape and up to 256 of its values, evenly spaced and
+    rounded to bfloat16, so that a checkpoint read as float32 or as bfloat16 is the same model.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, values in _hf.unwrapped(model).named_parameters():
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+        if values.device.type == "meta":
+            raise UnsupportedError(f"the weights of {name} are not in memory: nothing to look at")
+        flat = values.detach().flatten()
+        places = torch.linspace(0, max(len(flat) - 1, 0), min(256, len(flat))).long()
+        sample = flat[places.to(flat.device)].float().bfloat16().float()
+        digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()

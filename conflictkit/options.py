@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from conflictkit import detectors, methods
+from conflictkit import detectors
+from conflictkit.controller import Controller, PerRow
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
 from conflictkit.interventions.contrast import Rule
+from conflictkit.policy import PARTS, Policy, choose
 from conflictkit.prompts import PromptTemplate
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Processor
+from conflictkit.types import Control
 
 Contexts = str | Sequence[str] | None
 """No context (closed book), one passage, or several in order."""
 
-OPTIONS = ("trace", "scores", "top", "chat", "template", "truncate", "processors", "compare")
+Method = str | Rule | Controller
+Policies = Policy | str | os.PathLike[str]
+
+OPTIONS = (
+    "policy", *PARTS, "trace", "scores", "top", "chat", "template", "truncate", "processors",
+    "compare",
+)  # fmt: skip
 
 TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
 """Detectors that a trace records unless others are named."""
@@ -24,20 +34,37 @@ TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
 
 @dataclass(frozen=True)
 class Job:
-    """How a batch is to be answered, all names resolved."""
+    """How a batch is to be answered, all names resolved.
 
-    rule: Rule
+    Attributes:
+        policies: one for every row, or a single one for all of them.
+        decoding, scores, top, processors: as `Stepper` takes them.
+    """
+
+    policies: tuple[Policy, ...]
     decoding: Decoding
     scores: tuple[detectors.Detector, ...]
     top: int | None
     processors: tuple[Processor, ...]
 
+    @property
+    def control(self) -> Control:
+        """Who wins, for the whole batch."""
+        return PerRow.of([policy.controller for policy in self.policies])
 
-def resolve(method: str | Rule, options: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+    def of_row(self, row: int) -> Controller:
+        """Who wins in one row."""
+        return self.policies[row if len(self.policies) > 1 else 0].controller
+
+
+def resolve(
+    method: Method | Sequence[Method] | None, options: Mapping[str, Any], rows: int
+) -> tuple[Job, dict[str, Any]]:
     """Split the options of `Model.ask` into a job and the arguments of `Model.prompts`.
 
     Raises:
-        UnknownNameError, InvalidParameterError: a method, parameter, detector or option.
+        UnknownNameError, InvalidParameterError, PolicyError: a method, policy, parameter, detector
+            or option.
     """
     given = dict(options)
     trace = given.pop("trace", True)
@@ -50,35 +77,50 @@ def resolve(method: str | Rule, options: Mapping[str, Any]) -> tuple[Job, dict[s
     if not isinstance(wording["template"], PromptTemplate | None):
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
     wording["truncate"] = given.pop("truncate", False)
-    rule, decoding = _choose(method, given)
+    decoding = _decoding(given)
+    policies = _policies(method, given, rows)
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
-    return Job(rule, decoding, recorded, top if trace else None, processors), wording
+    return Job(policies, decoding, recorded, top if trace else None, processors), wording
 
 
-def _choose(method: str | Rule, options: dict[str, Any]) -> tuple[Rule, Decoding]:
-    """Rule and decoding from a method and the keyword arguments left over."""
-    if not isinstance(method, str | Rule):
-        raise InvalidParameterError(f"method must be a name or a rule, not {type(method).__name__}")
+def _decoding(given: dict[str, Any]) -> Decoding:
+    """The decoding options, taken out of `given`."""
     known = Decoding.__dataclass_fields__
-    decoding = {name: value for name, value in options.items() if name in known}
-    params = {name: value for name, value in options.items() if name not in known}
+    decoding = {name: given.pop(name) for name in tuple(given) if name in known}
     stop = decoding.pop("stop", None) or ()
     decoding["stop"] = (stop,) if isinstance(stop, str) else _several("stop", stop, str)
     if isinstance(decoding.get("seed"), Sequence):
         decoding["seed"] = tuple(decoding["seed"])
-    rule = methods.parse(method) if isinstance(method, str) else method
+    return Decoding(**{name: value for name, value in decoding.items() if value is not None})
+
+
+def _policies(method: Any, given: dict[str, Any], rows: int) -> tuple[Policy, ...]:
+    """One policy for all rows or one for each; what is left in `given` are parameters."""
+    policy = given.pop("policy", None)
+    parts = {name: given.pop(name, None) for name in PARTS}
+    for what, value in (("method", method), ("policy", policy)):
+        if isinstance(value, list | tuple):
+            if len(value) != rows:
+                raise InvalidParameterError(f"{len(value)} entries in {what} for {rows} rows")
+            if given:
+                raise InvalidParameterError(
+                    f"{next(iter(given))}= cannot belong to several methods: "
+                    "write them as name?parameter=value"
+                )
+            if what == "method":
+                return tuple(choose(one, policy, parts) for one in value)
+            return tuple(choose(method, one, parts) for one in value)
+    chosen = choose(method, policy, parts)
+    if not given:
+        return (chosen,)
+    rule = chosen.controller.rule
     own = set(rule.__dataclass_fields__)
-    for name in params:
+    for name in given:
         if name not in own:
-            everything = {*own, *known, *OPTIONS}
+            everything = {*own, *Decoding.__dataclass_fields__, *OPTIONS}
             raise unknown_name(f"option or parameter of method '{rule.name}'", name, everything)
-    if params:
-        if not isinstance(method, str):
-            raise InvalidParameterError(f"parameters {sorted(params)} go into the rule itself")
-        rule = methods.parse(method, **params)
-    set_ = {name: value for name, value in decoding.items() if value is not None}
-    return rule, Decoding(**set_)
+    return (choose(method, policy, parts, given),)
 
 
 def pair(
@@ -120,11 +162,13 @@ def _several(name: str, values: Any, kind: Any) -> tuple[Any, ...]:
 def closed_book(job: Job) -> Job:
     """Without a context there is one stream, and nothing to compare."""
     alone = tuple(score for score in job.scores if score.needs == ("memory",))
-    return replace(job, rule=methods.build("memory"), scores=alone)
+    return replace(job, policies=(Policy.of("memory"),), scores=alone)
 
 
-def seeded(job: Job, places: Sequence[int], rows: int) -> Job:
-    """The job for some rows of a batch, each with the seed of its place in the whole batch."""
+def of_rows(job: Job, places: Sequence[int], rows: int) -> Job:
+    """The job for some rows of a batch, each with the policy and the seed of its place."""
+    if len(job.policies) > 1:
+        job = replace(job, policies=tuple(job.policies[place] for place in places))
     seed, n = job.decoding.seed, job.decoding.n
     if job.decoding.temperature == 0 or len(places) == rows or seed is None:
         return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from conflictkit.detectors import Detector
 from conflictkit.errors import InvalidParameterError, LogitsError
-from conflictkit.interventions.contrast import Rule, mix
+from conflictkit.interventions.contrast import mix
 from conflictkit.sampling import Decoding
 from conflictkit.streams import Stream
-from conflictkit.types import Combined, Generation, Stats, Step, TokenRecord
+from conflictkit.types import Combined, Control, Generation, Stats, Step, TokenRecord
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """transformers' logits processor: `(ids [batch, length], logits [batch, vocab]) -> logits`."""
@@ -42,7 +43,7 @@ class Stepper:
     Args:
         streams: name -> stream, none of them read yet, all with the same number of rows. Every
             name in `rule.needs` must be there; its first is the answering stream.
-        rule: who wins.
+        rule: who wins: a rule, a controller, or one controller per row.
         decoding: greedy, sampling or beams, lengths and stops.
         end_ids: token ids that end an answer.
         decode: ids -> text, to look for stop texts.
@@ -59,7 +60,7 @@ class Stepper:
     def __init__(
         self,
         streams: Mapping[str, Stream],
-        rule: Rule,
+        rule: Control,
         decoding: Decoding,
         *,
         end_ids: Sequence[int],
@@ -90,6 +91,7 @@ class Stepper:
         self._logits: dict[str, Tensor] = {}
         self._state: Mapping[str, Tensor] = {}
         self._index = 0
+        self._previous: Tensor | None = None
 
     def start(self, copies: int) -> None:
         """Read the prompts and repeat every row `copies` times."""
@@ -110,7 +112,7 @@ class Stepper:
         for processor in self.processors:
             ids = self.streams[self.first].ids
             logits[self.first] = processor(ids, logits[self.first].float())
-        step = Step.from_logits(logits, self._index)
+        step = Step.from_logits(logits, self._index, self._previous)
         combined = mix(step, self.rule(step, self._state))
         self._state = combined.state
         return step, combined
@@ -118,6 +120,7 @@ class Stepper:
     def advance(self, tokens: Tensor) -> None:
         """Append one token to every row of every stream."""
         self._index += 1
+        self._previous = tokens.to(self._logits[self.first].device)
         self._logits = {name: stream.step(tokens) for name, stream in self.streams.items()}
 
     def select(self, index: Tensor) -> None:
@@ -189,7 +192,12 @@ class StepLog:
         )
         return TokenRecord(
             id=token,
-            scores={name: values[row] for name, values in self._scores.items()},
+            # In a batch of several methods a row has no score of another row's method.
+            scores={
+                name: values[row]
+                for name, values in self._scores.items()
+                if not math.isnan(values[row])
+            },
             context_weight=context,
             memory_weight=memory,
             tops={name: rows[row] for name, rows in self._tops.items()},

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
-from conflictkit import _hf, atlas, engine, methods, models
+from conflictkit import _hf, atlas, engine, models
 from conflictkit.answers import Answer, AnswerStream, before_stop
 from conflictkit.errors import InvalidParameterError
-from conflictkit.interventions.contrast import Rule
-from conflictkit.options import Contexts, Job, closed_book, pair, passages_of, resolve, seeded
+from conflictkit.options import (
+    Contexts,
+    Job,
+    Method,
+    closed_book,
+    of_rows,
+    pair,
+    passages_of,
+    resolve,
+)
+from conflictkit.policy import Policy
 from conflictkit.prompts import Prompt, PromptTemplate, build_prompts
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Stepper
@@ -26,6 +36,9 @@ class Model:
 
     `ask`, `ask_batch` and `stream` share these keyword options:
         the method's own parameters, by name;
+        when, strength, start_after: when and how strongly the method acts; see
+            `conflictkit.controller.Controller`;
+        policy: a `conflictkit.policy.Policy` or its file, instead of a method;
         the fields of `conflictkit.sampling.Decoding` (`max_new_tokens`, `temperature`, `top_k`,
             `top_p`, `seed`, `num_beams`, `n`, `stop`, `length_penalty`);
         trace: record what happens at each token (default True); this reads the memory stream even
@@ -55,14 +68,15 @@ class Model:
         return f"Model({self.name!r}, {type(self.model).__name__})"
 
     def ask(
-        self, question: str, context: Contexts = None, method: str | Rule = "adacad", **options: Any
+        self, question: str, context: Contexts = None, method: Method | None = None, **options: Any
     ) -> Answer:
         """Ask one question.
 
         Args:
             question: what is asked.
             context: one passage, several in order, or None for closed book.
-            method: a method's name, `name?parameter=value&...`, or a rule.
+            method: a method's name, `name?parameter=value&...`, a rule or a controller; None:
+                `adacad`, unless a policy is given.
             options: see the class; `compare=True` as in `ask_batch`.
 
         Raises:
@@ -74,7 +88,7 @@ class Model:
         self,
         questions: Sequence[str],
         contexts: Sequence[Contexts] | None = None,
-        method: str | Rule = "adacad",
+        method: Method | Sequence[Method] | None = None,
         *,
         compare: bool = False,
         **options: Any,
@@ -83,7 +97,7 @@ class Model:
 
         Args:
             questions, contexts: one entry per row; a row without context is closed book.
-            method: as in `ask`, for all rows.
+            method: as in `ask`, for all rows, or a list with one per row (`policy` likewise).
             compare: also answer plainly with the context and from memory (two more runs).
             options: see the class.
 
@@ -103,8 +117,9 @@ class Model:
             if not places:
                 continue
             chosen = [prompts[place] for place in places]
-            own = closed_book(job) if closed else job
-            made = engine.generate(self._stepper(seeded(own, places, len(rows)), chosen))
+            own = of_rows(job, places, len(rows))
+            own = closed_book(own) if closed else own
+            made = engine.generate(self._stepper(own, chosen))
             others = {
                 name: self._texts(name, own, chosen, made)
                 for name in (("memory",) if closed else ("plain", "memory"))
@@ -113,7 +128,8 @@ class Model:
             for position, place in enumerate(places):
                 cut = any(prompt.truncated for prompt in chosen[position].values())
                 first, *rest = (
-                    self._answer(own, *rows[place], one, truncated=cut) for one in made[position]
+                    self._answer(own, position, rows[place], one, truncated=cut)
+                    for one in made[position]
                 )
                 said = {f"{name}_answer": texts[position] for name, texts in others.items()}
                 trace = replace(first.trace, **said) if first.trace is not None else None
@@ -121,7 +137,7 @@ class Model:
         return [answers[place] for place in range(len(rows))]
 
     def stream(
-        self, question: str, context: Contexts = None, method: str | Rule = "adacad", **options: Any
+        self, question: str, context: Contexts = None, method: Method | None = None, **options: Any
     ) -> AnswerStream:
         """Ask one question and get the text piece by piece; arguments and errors as `ask`.
 
@@ -137,8 +153,13 @@ class Model:
             engine.stream(self._stepper(own, prompts)),
             self._decode,
             own.decoding.stop,
-            lambda made: self._answer(own, question, passages, made, truncated=cut),
+            lambda made: self._answer(own, 0, rows[0], made, truncated=cut),
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`conflictkit.models.fingerprint` of the weights, taken when first asked for."""
+        return models.fingerprint(self.model)
 
     def prompts(
         self,
@@ -173,17 +194,23 @@ class Model:
     def _prepare(
         self,
         rows: Sequence[tuple[str, tuple[str, ...]]],
-        method: str | Rule,
+        method: Method | Sequence[Method] | None,
         options: Mapping[str, Any],
     ) -> tuple[Job, list[dict[str, Prompt]]]:
         """Resolve every name and build every prompt, before anything is read."""
-        job, wording = resolve(method, options)
-        return job, [
+        job, wording = resolve(method, options, len(rows))
+        bound = []
+        for policy in job.policies:
+            if policy.model is not None:
+                policy.check(self.name, self.fingerprint)
+            bound.append(replace(policy, controller=policy.controller.bound(self.tokenizer)))
+        return replace(job, policies=tuple(bound)), [
             self.prompts(question, passages or None, **wording) for question, passages in rows
         ]
 
     def _stepper(self, job: Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:
-        needed = {*job.rule.needs, *(name for score in job.scores for name in score.needs)}
+        control = job.control
+        needed = {*control.needs, *(name for score in job.scores for name in score.needs)}
         pad = self.tokenizer.pad_token_id
         streams = {
             name: Stream(self.model, [prompt[name].ids for prompt in prompts], pad_id=pad)
@@ -192,7 +219,7 @@ class Model:
         }
         return Stepper(
             streams,
-            job.rule,
+            control,
             job.decoding,
             end_ids=self._end_ids,
             decode=self._decode,
@@ -209,28 +236,29 @@ class Model:
         made: Sequence[Sequence[Generation]],
     ) -> list[str]:
         """First answers under another method; `made` is reused where the job already is that."""
-        if job.rule.name != method:
-            other = replace(job, rule=methods.build(method), scores=(), top=None)
+        wanted = Policy.of(method)
+        if set(job.policies) != {wanted}:
+            other = replace(job, policies=(wanted,), scores=(), top=None)
             made = engine.generate(self._stepper(other, prompts))
         return [self._text(row[0], job.decoding).strip() for row in made]
 
     def _answer(
         self,
         job: Job,
-        question: str,
-        passages: tuple[str, ...],
+        row: int,
+        asked: tuple[str, tuple[str, ...]],
         made: Generation,
         *,
         truncated: bool,
     ) -> Answer:
         text = self._text(made, job.decoding)
-        params = asdict(job.rule)
+        controller = job.of_row(row)
         shared: dict[str, Any] = {
             "model": self.name,
-            "method": job.rule.name,
-            "params": params,
-            "question": question,
-            "contexts": passages,
+            "method": controller.name,
+            "params": controller.params,
+            "question": asked[0],
+            "contexts": asked[1],
         }
         trace = None
         if job.top is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class Step:
         invalid: `[batch]` bool, rows that no rule can act on (NaN, +inf, or nothing finite).
         answering: name of the stream whose answer is written.
         index: number of answer tokens before this position.
+        previous: `[batch]` ids of the answer token before this position; None at the first.
         raw: stream name -> `[batch, vocab]` float32, the logits as handed in. Only bug-compatible
             variants of released code read them.
     """
@@ -44,10 +46,13 @@ class Step:
     invalid: Tensor
     answering: str = "context"
     index: int = 0
+    previous: Tensor | None = None
     raw: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def from_logits(cls, streams: Mapping[str, Tensor], index: int = 0) -> Step:
+    def from_logits(
+        cls, streams: Mapping[str, Tensor], index: int = 0, previous: Tensor | None = None
+    ) -> Step:
         """Normalise raw logits of all streams; the first stream named is the answering one.
 
         A token at -inf in the answering stream leaves every distribution. -inf in another stream
@@ -57,6 +62,7 @@ class Step:
         Args:
             streams: stream name -> `[batch, vocab]` logits of any floating dtype, same shape.
             index: number of answer tokens before this position.
+            previous: `[batch]` ids of the token before it, if there is one.
         """
         answering = next(iter(streams))
         logits = streams[answering].float()
@@ -78,7 +84,7 @@ class Step:
             logprobs[name] = torch.where(
                 missing.any(-1, keepdim=True), floored.log_softmax(-1), kept
             )
-        return cls(logits, logprobs, allowed, invalid, answering, index, raws)
+        return cls(logits, logprobs, allowed, invalid, answering, index, previous, raws)
 
     @property
     def context(self) -> Tensor:
@@ -134,6 +140,34 @@ class Combined:
     memory_weight: Tensor
     scores: Mapping[str, Tensor]
     state: State
+
+
+class Control(Protocol):
+    """Who wins at each step: what the decoding loop asks of a rule, a controller or a batch of
+    them. A control holds no state of its own; it is a fold over the steps of each row."""
+
+    @property
+    def name(self) -> str:
+        """What traces call it."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the streams it reads; the first is the answering one."""
+        ...
+
+    @property
+    def detector_names(self) -> Mapping[str, str]:
+        """Score of the control -> the detector that measures the same."""
+        ...
+
+    def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
+        """What `batch` rows remember before their first step."""
+        ...
+
+    def __call__(self, step: Step, state: State) -> Mix:
+        """The weights of one step, given what the rows remember."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def test_a_context_that_does_not_fit_is_an_error_or_cut(model):
         ({"context": 5}, InvalidParameterError, "context must be a list"),
         ({"context": []}, EmptyInputError, "pass None to ask closed book"),
         ({"template": "x"}, InvalidParameterError, "template must be"),
-        ({"method": None}, InvalidParameterError, "method must be"),
+        ({"method": 3}, InvalidParameterError, "method must be"),
         ({"method": type(methods.build("cad"))}, InvalidParameterError, "method must be"),
         ({"context": " "}, EmptyInputError, "context is empty"),
         ({"question": ""}, EmptyInputError, "question is empty"),

@@ -1,0 +1,348 @@
+"""A controller: which rule acts, when, and how strongly.
+
+>>> from conflictkit import methods
+>>> from conflictkit.controller import Controller
+>>> print(Controller(methods.build("cad", alpha=1.0), when="jsd > 0.3", strength=0.5))
+cad(alpha=1, variant=mended) at strength 0.5 when jsd > 0.3
+
+AdaCAD is CAD whose strength is the divergence of the streams:
+
+>>> print(Controller(methods.build("cad", alpha=1.0), strength="jsd"))
+cad(alpha=1, variant=mended) at strength jsd at every step
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conflictkit import detectors
+from conflictkit.errors import InvalidParameterError
+from conflictkit.gates import Gate
+from conflictkit.interventions.contrast import Rule
+from conflictkit.types import Mix, State, Step
+
+MAX_STRENGTH = 1e6
+
+
+@dataclass(frozen=True)
+class Controller:
+    """A rule that acts only when its gate is open, and only as strongly as told.
+
+    With strength s the rule's weights (w_c, w_m) become (1 + s * (w_c - 1), s * w_m): 0 leaves the
+    answering stream untouched, bit for bit, as a closed gate does; 1 is the rule as published,
+    bit for bit too. A rule with memory along the answer (GRD) sees only the steps at which its
+    gate is open.
+
+    Attributes:
+        rule: who wins.
+        when: a `Gate`, its text (`jsd > 0.3 until 0.2 at prompt`), or None: at every step.
+        strength: a number from 0 to 1e6, or a detector's name: its score at each step, negative
+            ones counted as 0.
+        start_after: control starts behind this text in the answer, such as `</think>`; or its
+            token ids; None: with the first token. Text has to be bound to a tokenizer before use
+            (`bound`), which the toolkit does.
+
+    Raises:
+        UnknownNameError: no such detector.
+        InvalidParameterError: a part of the wrong type or out of range.
+    """
+
+    rule: Rule
+    when: Gate | str | None = None
+    strength: float | str = 1.0
+    start_after: str | tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule):
+            raise InvalidParameterError(
+                f"a controller needs a rule, not {type(self.rule).__name__}: "
+                "make one by conflictkit.methods.build"
+            )
+        object.__setattr__(self, "when", Gate.of(self.when))
+        object.__setattr__(self, "strength", _strength(self.strength))
+        object.__setattr__(self, "start_after", _marker(self.start_after))
+
+    @property
+    def name(self) -> str:
+        """The rule's name."""
+        return self.rule.name
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether this is nothing but its rule."""
+        return self.when is None and self.strength == 1.0 and self.start_after is None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Streams of the rule and of every detector; unless bare, the context stream first."""
+        names: list[str] = [] if self.is_bare else ["context"]
+        names += self.rule.needs
+        for part in (self.when, self.strength):
+            if isinstance(part, Gate):
+                names += part.needs
+            elif isinstance(part, str):
+                names += detectors.get(part).needs
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def detector_names(self) -> Mapping[str, str]:
+        """As the rule's."""
+        return self.rule.detector_names
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The rule's parameters, and what this controller adds to them."""
+        added: dict[str, Any] = {}
+        if self.when is not None:
+            added["when"] = str(self.when)
+        if self.strength != 1.0:
+            added["strength"] = self.strength
+        if self.start_after is not None:
+            marker = self.start_after
+            added["start_after"] = marker if isinstance(marker, str) else list(marker)
+        return asdict(self.rule) | added
+
+    def __str__(self) -> str:
+        inside = ", ".join(f"{name}={_short(value)}" for name, value in asdict(self.rule).items())
+        text = f"{self.rule.name}({inside})"
+        if self.strength != 1.0:
+            text += f" at strength {_short(self.strength)}"
+        text += f" when {self.when}" if self.when is not None else " at every step"
+        if self.start_after is not None:
+            text += f" after {self.start_after!r}"
+        return text
+
+    def bound(self, tokenizer: Any) -> Controller:
+        """The same with `start_after` as token ids.
+
+        Raises:
+            InvalidParameterError: the tokenizer makes nothing of the text.
+        """
+        if not isinstance(self.start_after, str):
+            return self
+        ids = tuple(tokenizer(self.start_after, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise InvalidParameterError(f"start_after={self.start_after!r} has no tokens")
+        return replace(self, start_after=ids)
+
+    def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
+        """The rule's state under `rule.*`, the gate's, and how far the marker has been written."""
+        state = {f"rule.{k}": v for k, v in self.rule.initial(batch, device).items()}
+        if isinstance(self.when, Gate):
+            state |= self.when.initial(batch, device)
+        if self.start_after is not None:
+            state["recent"] = torch.full((batch, len(self._marker)), -1, device=device)
+            state["started"] = torch.zeros(batch, dtype=torch.bool, device=device)
+        return state
+
+    def __call__(self, step: Step, state: State) -> Mix:
+        """Weights `[batch, 1]` or `[batch, vocab]`, as the rule's.
+
+        Scores: the rule's; the gate's detector under its own name; `active` (0 or 1) if the
+        control is gated or waits for a marker; `strength` if a detector sets it.
+        """
+        inner = {k.removeprefix("rule."): v for k, v in state.items() if k.startswith("rule.")}
+        mix = self.rule(step, inner)
+        if self.is_bare:
+            return replace(mix, state={f"rule.{k}": v for k, v in mix.state.items()})
+        active = torch.ones_like(step.invalid)
+        scores, after = dict(mix.scores), {}
+        if self.start_after is not None:
+            active, marker = self._started(step, state)
+            after |= marker
+        if isinstance(self.when, Gate):
+            is_open, score, gate = self.when(step, state)
+            # Asked before its time a gate held from the prompt on would be settled too early.
+            after["gate"] = torch.where(active, gate["gate"], state["gate"])
+            active = active & is_open
+            scores.setdefault(self.when.detector.replace("-", "_"), score)
+        after |= {
+            f"rule.{k}": torch.where(_like(active, v), v, inner[k]) for k, v in mix.state.items()
+        }
+        if self.when is not None or self.start_after is not None:
+            scores["active"] = active.float()
+        strength = active.float()
+        if isinstance(self.strength, str):
+            strength = strength * detectors.get(self.strength)(step).clamp(0, MAX_STRENGTH)
+            scores["strength"] = strength
+        else:
+            strength = strength * self.strength
+        return replace(_scaled(mix, strength.unsqueeze(-1)), scores=scores, state=after)
+
+    @property
+    def _marker(self) -> tuple[int, ...]:
+        if isinstance(self.start_after, tuple):
+            return self.start_after
+        raise InvalidParameterError(
+            f"start_after={self.start_after!r} is text: bind the controller to a tokenizer first"
+        )
+
+    def _started(self, step: Step, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rows behind the marker, `[batch]` bool, and what to remember of it."""
+        recent, started = state["recent"], state["started"]
+        if step.previous is not None:
+            newest = step.previous.to(recent.device)[:, None]
+            recent = torch.cat([recent[:, 1:], newest], dim=1)
+            marker = torch.tensor(self._marker, device=recent.device)
+            started = started | (recent == marker).all(-1)
+        return started, {"recent": recent, "started": started}
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """A batch in which every row has a control of its own.
+
+    Attributes:
+        controls: the different controllers.
+        rows: for each row of the batch, which of them.
+    """
+
+    controls: tuple[Controller, ...]
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, controls: Sequence[Controller]) -> Controller | PerRow:
+        """One controller per row; equal ones are shared, and a single one stands for itself."""
+        distinct = tuple(dict.fromkeys(controls))
+        if len(distinct) == 1:
+            return distinct[0]
+        return cls(distinct, tuple(distinct.index(control) for control in controls))
+
+    @property
+    def name(self) -> str:
+        """Names of all methods in the batch."""
+        return "+".join(dict.fromkeys(control.name for control in self.controls))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Streams of all controllers, the context stream first."""
+        names = ["context", *(name for control in self.controls for name in control.needs)]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def detector_names(self) -> Mapping[str, str]:
+        """Of all controllers; scores are told apart by the row they stand in."""
+        return {k: v for control in self.controls for k, v in control.detector_names.items()}
+
+    def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
+        """Every controller's state for every row under `<number>.*`, and `control` `[batch]`."""
+        if batch % len(self.rows):
+            raise InvalidParameterError(f"{len(self.rows)} policies for {batch} rows")
+        which = torch.tensor(self.rows, device=device).repeat_interleave(batch // len(self.rows))
+        state: dict[str, Tensor] = {"control": which}
+        for number, control in enumerate(self.controls):
+            state |= {f"{number}.{k}": v for k, v in control.initial(batch, device).items()}
+        return state
+
+    def __call__(self, step: Step, state: State) -> Mix:
+        """Each row's weights from its own controller; scores that a row's controller does not
+        know are NaN there, which a trace leaves out."""
+        which = state["control"]
+        after: dict[str, Tensor] = {"control": which}
+        total: Mix | None = None
+        for number, control in enumerate(self.controls):
+            own = {
+                key.removeprefix(f"{number}."): values
+                for key, values in state.items()
+                if key.startswith(f"{number}.")
+            }
+            mix = control(step, own)
+            after |= {f"{number}.{key}": values for key, values in mix.state.items()}
+            total = mix if total is None else _merged(which == number, mix, total, step)
+            if number == 0:
+                total = replace(mix, scores=_only(which == 0, mix.scores))
+        if total is None:
+            raise InvalidParameterError("a batch needs at least one controller")
+        return replace(total, state=after)
+
+
+def _scaled(mix: Mix, strength: Tensor) -> Mix:
+    """The mix at `[batch, 1]` strengths; 0 and 1 are exact."""
+    full, off = strength == 1, strength == 0
+    own = torch.where(full, mix.context_weight, 1 + strength * (mix.context_weight - 1))
+    other = torch.where(full, mix.memory_weight, strength * mix.memory_weight)
+    support = None if mix.support is None else mix.support | off
+    bias = mix.bias
+    if bias is not None:
+        # A bias may hold -inf, and 0 * -inf is no number.
+        bias = torch.where(off, 0.0, torch.where(full, bias, bias * strength))
+    return replace(
+        mix,
+        context_weight=torch.where(off, 1.0, own),
+        memory_weight=torch.where(off, 0.0, other),
+        support=support,
+        bias=bias,
+    )
+
+
+def _merged(mine: Tensor, mix: Mix, others: Mix, step: Step) -> Mix:
+    """`mix` in the rows `mine` (`[batch]` bool), `others` elsewhere."""
+    column = mine.unsqueeze(-1)
+    support = bias = None
+    if mix.support is not None or others.support is not None:
+        everything = torch.ones_like(step.allowed)
+        support = torch.where(
+            column,
+            everything if mix.support is None else mix.support,
+            everything if others.support is None else others.support,
+        )
+    if mix.bias is not None or others.bias is not None:
+        nothing = torch.zeros_like(step.logits)
+        bias = torch.where(
+            column,
+            nothing if mix.bias is None else mix.bias,
+            nothing if others.bias is None else others.bias,
+        )
+    scores = dict(others.scores)
+    for name, values in _only(mine, mix.scores).items():
+        scores[name] = torch.where(mine, values, scores[name]) if name in scores else values
+    return Mix(
+        torch.where(column, mix.context_weight, others.context_weight),
+        torch.where(column, mix.memory_weight, others.memory_weight),
+        support,
+        bias,
+        scores,
+    )
+
+
+def _only(mine: Tensor, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values.masked_fill(~mine, math.nan) for name, values in scores.items()}
+
+
+def _like(rows: Tensor, values: Tensor) -> Tensor:
+    """`[batch]` as a condition on `values` `[batch, ...]`."""
+    return rows.reshape(-1, *(1 for _ in values.shape[1:]))
+
+
+def _strength(value: Any) -> float | str:
+    if isinstance(value, str):
+        return detectors.get(value).name
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        if 0 <= number <= MAX_STRENGTH:  # false for NaN
+            return number
+    raise InvalidParameterError(
+        f"strength must be a number from 0 to {MAX_STRENGTH:g} or a detector's name, not {value!r}"
+    )
+
+
+def _marker(value: Any) -> str | tuple[int, ...] | None:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    ids = [i for i in value if type(i) is int and i >= 0] if isinstance(value, list | tuple) else []
+    if ids and len(ids) == len(value):
+        return tuple(ids)
+    raise InvalidParameterError(
+        f"start_after must be a text or token ids that end the part without control, not {value!r}"
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,168 @@
+"""When a control acts: a detector's score against a threshold, at every step or once per answer.
+
+>>> from conflictkit.gates import Gate
+>>> Gate.parse("jsd > 0.3 until 0.2")
+Gate(detector='jsd', sign='>', threshold=0.3, release=0.2, at='step')
+>>> print(Gate.parse("confidence-gain<0 at prompt"))
+confidence-gain < 0 at prompt
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conflictkit import detectors
+from conflictkit.errors import InvalidParameterError
+from conflictkit.types import GATE_TOLERANCE, State, Step
+
+TIMES = ("step", "prompt")
+UNDECIDED, CLOSED, OPEN = 0, 1, 2
+
+_TEXT = re.compile(
+    r"\s*(?P<detector>[a-z][a-z-]*[a-z])\s*(?P<sign>[<>])\s*(?P<threshold>[^\s<>]+)"
+    r"(?:\s+until\s+(?P<release>\S+))?(?:\s+at\s+(?P<at>\S+))?\s*"
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Open where a detector's score is beyond a threshold.
+
+    A score within 1e-5 of a bound counts as equal to it, so that rounding cannot decide. The gate
+    is a fold over the steps of a row: beams may reorder it and drafts may roll it back.
+
+    Attributes:
+        detector: name of a detector; see `conflictkit.detectors`.
+        sign: `>`: open above the threshold; `<`: open below it.
+        threshold: in the detector's unit.
+        release: with hysteresis, an open gate closes only beyond this value on the other side; it
+            must not be stricter than `threshold`. None: `threshold` itself.
+        at: `step`: asked at every token; `prompt`: asked before the first token under control and
+            held for the rest of the answer.
+
+    Raises:
+        UnknownNameError: no such detector.
+        InvalidParameterError: a value of the wrong type, not finite, or a release that could never
+            hold the gate open.
+    """
+
+    detector: str
+    sign: str
+    threshold: float
+    release: float | None = None
+    at: str = "step"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.detector, str):
+            raise InvalidParameterError(f"gate: detector must be a name, not {self.detector!r}")
+        detectors.get(self.detector)
+        if self.sign not in ("<", ">"):
+            raise InvalidParameterError(f"gate: sign must be '<' or '>', not {self.sign!r}")
+        object.__setattr__(self, "threshold", _number("threshold", self.threshold))
+        if self.at not in TIMES:
+            raise InvalidParameterError(f"gate: at must be 'step' or 'prompt', not {self.at!r}")
+        if self.release is None:
+            return
+        release = _number("release", self.release)
+        object.__setattr__(self, "release", release)
+        if self.at == "prompt":
+            raise InvalidParameterError("gate: a gate held from the prompt on has no release")
+        if release > self.threshold if self.sign == ">" else release < self.threshold:
+            side = "below" if self.sign == ">" else "above"
+            raise InvalidParameterError(
+                f"gate: release {release:g} must lie {side} the threshold {self.threshold:g}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Gate:
+        """The gate that a line of text describes: `jsd > 0.3 [until 0.2] [at prompt]`.
+
+        Raises:
+            UnknownNameError: no such detector.
+            InvalidParameterError: not of this form, or a value that the gate refuses.
+        """
+        found = _TEXT.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
+            raise InvalidParameterError(
+                f"cannot read the gate {text!r}: write DETECTOR > NUMBER or DETECTOR < NUMBER, "
+                "then, if wanted, 'until NUMBER' and 'at prompt'"
+            )
+        parts: dict[str, Any] = {k: v for k, v in found.groupdict().items() if v is not None}
+        for name in ("threshold", "release"):
+            if name in parts:
+                try:
+                    parts[name] = float(parts[name])
+                except ValueError:
+                    raise InvalidParameterError(
+                        f"gate {text!r}: {name} '{parts[name]}' is no number"
+                    ) from None
+        return cls(**parts)
+
+    def __str__(self) -> str:
+        text = f"{self.detector} {self.sign} {self.threshold:.12g}"
+        if self.release is not None:
+            text += f" until {self.release:.12g}"
+        return text if self.at == "step" else f"{text} at {self.at}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the streams that the detector reads."""
+        return detectors.get(self.detector).needs
+
+    def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
+        """`gate`: `[batch]` int64, every row undecided."""
+        return {"gate": torch.full((batch,), UNDECIDED, dtype=torch.int64, device=device)}
+
+    def __call__(self, step: Step, state: State) -> tuple[Tensor, Tensor, State]:
+        """Ask every row.
+
+        Returns:
+            `[batch]` bool: open; `[batch]` float32: the score; the new state.
+        """
+        score = detectors.get(self.detector)(step)
+        before = state["gate"]
+        is_open = self.fires(score)
+        if self.at == "prompt":
+            is_open = torch.where(before == UNDECIDED, is_open, before == OPEN)
+        elif self.release is not None:
+            is_open = is_open | ((before == OPEN) & self._holds(score))
+        return is_open, score, {"gate": torch.where(is_open, OPEN, CLOSED)}
+
+    def fires(self, score: Tensor) -> Tensor:
+        """Whether a score alone would open the gate: bool of the same shape."""
+        if self.sign == ">":
+            return score > self.threshold + GATE_TOLERANCE
+        return score < self.threshold - GATE_TOLERANCE
+
+    def _holds(self, score: Tensor) -> Tensor:
+        release = self.threshold if self.release is None else self.release
+        if self.sign == ">":
+            return score >= release - GATE_TOLERANCE
+        return score <= release + GATE_TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        """The gate as JSON can hold it."""
+        return dict(vars(self))
+
+    @classmethod
+    def of(cls, given: Gate | str | None) -> Gate | None:
+        """A gate from what a user may pass as `when=`: a gate, its text, or None (no gate)."""
+        if given is None or isinstance(given, Gate):
+            return given
+        if isinstance(given, str):
+            return cls.parse(given)
+        raise InvalidParameterError(f"when must be text or a Gate, not {type(given).__name__}")
+
+
+def _number(name: str, value: Any) -> float:
+    wrong = isinstance(value, bool) or not isinstance(value, numbers.Real)
+    if wrong or not math.isfinite(value):
+        raise InvalidParameterError(f"gate: {name} must be a finite number, not {value!r}")
+    return float(value)

@@ -1,0 +1,330 @@
+"""A policy: a controller as data, in a JSON file that runs no code.
+
+>>> from conflictkit.policy import Policy
+>>> policy = Policy.of("cad?alpha=1", when="jsd > 0.3")
+>>> print(policy)
+cad(alpha=1, variant=mended) when jsd > 0.3
+>>> Policy.from_dict(policy.to_dict()) == policy
+True
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from conflictkit import methods
+from conflictkit.controller import Controller
+from conflictkit.errors import ConflictKitError, InvalidParameterError, PolicyError
+from conflictkit.gates import Gate
+from conflictkit.interventions.contrast import Rule
+
+FORMAT, VERSION = "conflictkit-policy", 1
+_LARGEST = 64 * 1024
+"""Bytes of the largest policy file that is read; a policy is a few hundred."""
+_MOST_PARTS = 1000
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ModelTie:
+    """The model that a policy was made for.
+
+    Attributes:
+        name: what the model was loaded by.
+        fingerprint: `conflictkit.models.fingerprint` of its weights.
+    """
+
+    name: str
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise PolicyError("model.name must be text")
+        if not isinstance(self.fingerprint, str) or not _FINGERPRINT.fullmatch(self.fingerprint):
+            raise PolicyError("model.fingerprint must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a gate's threshold was found.
+
+    Attributes:
+        asked: largest share of answers without conflict that the gate may open on.
+        false_alarm: share of them on which it did.
+        negatives: answers without conflict it was set on.
+        detection: share of answers with a conflict on which it opened; None: there were none.
+        positives: their number.
+    """
+
+    asked: float
+    false_alarm: float
+    negatives: int
+    detection: float | None
+    positives: int
+
+    def __post_init__(self) -> None:
+        for name in ("asked", "false_alarm", "detection"):
+            value = getattr(self, name)
+            if value is None and name == "detection":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise PolicyError(f"calibration.{name} must be a number from 0 to 1")
+            object.__setattr__(self, name, float(value))
+        for name in ("negatives", "positives"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise PolicyError(f"calibration.{name} must be a whole number from 0")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A controller with what it is tied to.
+
+    Attributes:
+        controller: rule, gate, strength and marker.
+        model: the model it was made for; None: any.
+        calibration: how its threshold was found; None: set by hand.
+    """
+
+    controller: Controller
+    model: ModelTie | None = None
+    calibration: Calibration | None = None
+
+    @classmethod
+    def of(cls, method: str | Rule | Controller, **parts: Any) -> Policy:
+        """A policy tied to no model.
+
+        Args:
+            method: a method's name, `name?parameter=value&...`, a rule, or a whole controller.
+            parts: `when`, `strength`, `start_after` of the controller.
+        """
+        return choose(method, parts=parts)
+
+    def __str__(self) -> str:
+        return str(self.controller) + (f" (for {self.model.name})" if self.model else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The policy as JSON can hold it, exactly."""
+        controller = self.controller
+        marker = controller.start_after
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "method": controller.rule.name,
+            "params": asdict(controller.rule),
+            "when": asdict(controller.when) if isinstance(controller.when, Gate) else None,
+            "strength": controller.strength,
+            "start_after": list(marker) if isinstance(marker, tuple) else marker,
+            "model": asdict(self.model) if self.model else None,
+            "calibration": asdict(self.calibration) if self.calibration else None,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Policy:
+        """A policy from what `to_dict` returned; every field is checked, none is ignored.
+
+        Raises:
+            PolicyError: not a policy, a newer version, an unknown or missing field or a bad value;
+                the message names the field.
+        """
+        try:
+            _fields("policy", data, _KEYS)
+            if data["format"] != FORMAT:
+                raise PolicyError(f"format must be '{FORMAT}'")
+            if data["version"] != VERSION or isinstance(data["version"], bool):
+                raise PolicyError(
+                    f"version {data['version']!r} cannot be read: this release knows {VERSION}"
+                )
+            if not isinstance(data["method"], str):
+                raise PolicyError("method must be text")
+            _fields("params", data["params"], None)
+            info = methods.describe(data["method"])
+            _fields("params", data["params"], {p.name for p in info.parameters})
+            when = data["when"]
+            if when is not None:
+                when = Gate(**_fields("when", when, Gate.__dataclass_fields__))
+            # Not `build`: a file holds every parameter, so nothing is left to follow from others.
+            rule = info.rule(**data["params"])
+            return cls(
+                Controller(rule, when, data["strength"], data["start_after"]),
+                _part(ModelTie, "model", data["model"]),
+                _part(Calibration, "calibration", data["calibration"]),
+            )
+        except PolicyError:
+            raise
+        except ConflictKitError as error:
+            raise PolicyError(str(error)) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy as JSON; an old file is replaced in one move, or left as it was.
+
+        Raises:
+            PolicyError: the file cannot be written.
+        """
+        path = Path(path)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        partial = None
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+            ) as file:
+                partial = file.name
+                file.write(text)
+            os.replace(partial, path)
+        except (OSError, ValueError) as error:
+            if partial is not None:
+                Path(partial).unlink(missing_ok=True)
+            raise PolicyError(f"cannot write the policy {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Policy:
+        """Read a policy; nothing in the file is ever executed.
+
+        Raises:
+            PolicyError: no regular file, too large, not UTF-8 JSON, or not a policy; the message
+                names the file and what is wrong.
+        """
+        try:
+            return cls.from_dict(_parse(_read(path)))
+        except PolicyError as error:
+            raise PolicyError(f"policy {os.fspath(path)!r}: {error}") from error
+
+    def check(self, name: str, fingerprint: str) -> None:
+        """Refuse a model that the policy was not made for.
+
+        Raises:
+            PolicyError: tied to other weights.
+        """
+        if self.model is not None and self.model.fingerprint != fingerprint:
+            raise PolicyError(
+                f"this policy was made for the model '{self.model.name}', not for '{name}': "
+                'calibrate it again, or set "model" to null to use it all the same'
+            )
+
+
+PARTS = ("when", "strength", "start_after")
+"""What a user may add to a method by keyword."""
+
+
+def choose(
+    method: str | Rule | Controller | None = None,
+    policy: Policy | str | os.PathLike[str] | None = None,
+    parts: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Policy:
+    """What a user asked for by `method=` or `policy=`, wherever either may be given.
+
+    Args:
+        method: a name, `name?parameter=value&...`, a rule or a controller; None: `adacad`.
+        policy: a policy or its file, instead of a method.
+        parts: some of `PARTS`, for a name or a rule; None values count as not given.
+        params: parameters of the method, for a name.
+
+    Raises:
+        PolicyError: the file is no policy.
+        UnknownNameError, InvalidParameterError: a name or a value; two ways to say one thing.
+    """
+    given = {name: value for name, value in (parts or {}).items() if value is not None}
+    added = [*given, *(params or {})]
+    if policy is not None:
+        if method is not None or added:
+            what = "method" if method is not None else added[0]
+            raise InvalidParameterError(f"a policy says everything: leave {what}= out")
+        if isinstance(policy, Policy):
+            return policy
+        if not isinstance(policy, str | os.PathLike):
+            raise InvalidParameterError(
+                f"policy must be a Policy or a file, not {type(policy).__name__}"
+            )
+        return Policy.load(policy)
+    method = "adacad" if method is None else method
+    if isinstance(method, Controller):
+        if added:
+            raise InvalidParameterError(f"{added[0]}= goes into the controller itself")
+        return Policy(method)
+    if isinstance(method, Rule):
+        if params:
+            raise InvalidParameterError(f"parameters {sorted(params)} go into the rule itself")
+        return Policy(Controller(method, **given))
+    if not isinstance(method, str):
+        raise InvalidParameterError(
+            f"method must be a name, a rule or a controller, not {type(method).__name__}"
+        )
+    return Policy(Controller(methods.parse(method, **(params or {})), **given))
+
+
+_KEYS = frozenset(Policy.of("plain").to_dict())
+
+
+def _fields(where: str, data: Any, names: Any) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise PolicyError(f"{where} must be an object")
+    if names is not None:
+        for name in names:
+            if name not in data:
+                raise PolicyError(f"{where} lacks the field '{name}'")
+        for name in data:
+            if name not in names:
+                raise PolicyError(f"{where} has an unknown field {name!r}")
+    return dict(data)
+
+
+def _part(kind: Any, where: str, data: Any) -> Any:
+    return None if data is None else kind(**_fields(where, data, kind.__dataclass_fields__))
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        # Opened before it is looked at, so that the file looked at is the file read; without
+        # O_NONBLOCK a pipe would wait for a writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise PolicyError("is not a regular file")
+            data = file.read(_LARGEST + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, PolicyError):
+            raise
+        raise PolicyError(f"cannot be read: {error}") from error
+    if len(data) > _LARGEST:
+        raise PolicyError(f"is larger than {_LARGEST} bytes: this is no policy")
+    return data
+
+
+def _parse(data: bytes) -> Any:
+    # Counted before they are built: a small file of brackets would fill a large memory.
+    if sum(data.count(sign) for sign in (b"[", b"{", b",", b":")) > _MOST_PARTS:
+        raise PolicyError(f"holds more than {_MOST_PARTS} parts: this is no policy")
+    try:
+        return json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+        )
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"is not UTF-8 text: {error}") from error
+    except json.JSONDecodeError as error:
+        raise PolicyError(f"is not JSON: {error}") from error
+    except (RecursionError, ValueError) as error:  # too deep; a number with too many digits
+        if isinstance(error, PolicyError):
+            raise
+        raise PolicyError(f"cannot be read as JSON: {error}") from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise PolicyError("a field is given twice")
+    return made
+
+
+def _no_constant(text: str) -> Any:
+    raise PolicyError(f"{text} is no number that a policy may hold")
