@@ -14,7 +14,6 @@ cad(alpha=1, variant=mended) at strength jsd at every step
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,10 +24,10 @@ from torch import Tensor
 from conflictkit import detectors
 from conflictkit.errors import InvalidParameterError
 from conflictkit.gates import Gate
-from conflictkit.interventions.contrast import Rule
+from conflictkit.interventions.contrast import MAX_WEIGHT, Parameter, Rule, check
 from conflictkit.types import Mix, State, Step
 
-MAX_STRENGTH = 1e6
+_STRENGTH = Parameter("strength", "float", 1.0, low=0, high=MAX_WEIGHT, choices=(), doc="")
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class Controller:
             scores["active"] = active.float()
         strength = active.float()
         if isinstance(self.strength, str):
-            strength = strength * detectors.get(self.strength)(step).clamp(0, MAX_STRENGTH)
+            strength = strength * detectors.get(self.strength)(step).clamp(0, MAX_WEIGHT)
             scores["strength"] = strength
         else:
             strength = strength * self.strength
@@ -273,10 +272,11 @@ def _scaled(mix: Mix, strength: Tensor) -> Mix:
     if bias is not None:
         # A bias may hold -inf, and 0 * -inf is no number.
         bias = torch.where(off, 0.0, torch.where(full, bias, bias * strength))
+    # Beyond the rules' own bound float32 scores could overflow.
     return replace(
         mix,
-        context_weight=torch.where(off, 1.0, own),
-        memory_weight=torch.where(off, 0.0, other),
+        context_weight=torch.where(off, 1.0, own.clamp(-MAX_WEIGHT, MAX_WEIGHT)),
+        memory_weight=torch.where(off, 0.0, other.clamp(-MAX_WEIGHT, MAX_WEIGHT)),
         support=support,
         bias=bias,
     )
@@ -324,13 +324,7 @@ def _like(rows: Tensor, values: Tensor) -> Tensor:
 def _strength(value: Any) -> float | str:
     if isinstance(value, str):
         return detectors.get(value).name
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
-        if 0 <= number <= MAX_STRENGTH:  # false for NaN
-            return number
-    raise InvalidParameterError(
-        f"strength must be a number from 0 to {MAX_STRENGTH:g} or a detector's name, not {value!r}"
-    )
+    return float(check("controller", _STRENGTH, value))
 
 
 def _marker(value: Any) -> str | tuple[int, ...] | None:

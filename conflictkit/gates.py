@@ -9,8 +9,6 @@ confidence-gain < 0 at prompt
 
 from __future__ import annotations
 
-import math
-import numbers
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +18,16 @@ from torch import Tensor
 
 from conflictkit import detectors
 from conflictkit.errors import InvalidParameterError
+from conflictkit.interventions.contrast import Parameter, check
 from conflictkit.types import GATE_TOLERANCE, State, Step
 
 TIMES = ("step", "prompt")
 UNDECIDED, CLOSED, OPEN = 0, 1, 2
+
+_BOUNDS = [
+    Parameter(name, "float", 0.0, low=-1e9, high=1e9, choices=(), doc="")
+    for name in ("threshold", "release")
+]
 
 _TEXT = re.compile(
     r"\s*(?P<detector>[a-z][a-z-]*[a-z])\s*(?P<sign>[<>])\s*(?P<threshold>[^\s<>]+)"
@@ -65,12 +69,12 @@ class Gate:
         detectors.get(self.detector)
         if self.sign not in ("<", ">"):
             raise InvalidParameterError(f"gate: sign must be '<' or '>', not {self.sign!r}")
-        object.__setattr__(self, "threshold", _number("threshold", self.threshold))
+        object.__setattr__(self, "threshold", check("gate", _BOUNDS[0], self.threshold))
         if self.at not in TIMES:
             raise InvalidParameterError(f"gate: at must be 'step' or 'prompt', not {self.at!r}")
         if self.release is None:
             return
-        release = _number("release", self.release)
+        release = float(check("gate", _BOUNDS[1], self.release))
         object.__setattr__(self, "release", release)
         if self.at == "prompt":
             raise InvalidParameterError("gate: a gate held from the prompt on has no release")
@@ -159,10 +163,3 @@ class Gate:
         if isinstance(given, str):
             return cls.parse(given)
         raise InvalidParameterError(f"when must be text or a Gate, not {type(given).__name__}")
-
-
-def _number(name: str, value: Any) -> float:
-    wrong = isinstance(value, bool) or not isinstance(value, numbers.Real)
-    if wrong or not math.isfinite(value):
-        raise InvalidParameterError(f"gate: {name} must be a finite number, not {value!r}")
-    return float(value)

@@ -261,7 +261,7 @@ def choose(
     return Policy(Controller(methods.parse(method, **(params or {})), **given))
 
 
-_KEYS = frozenset(Policy.of("plain").to_dict())
+_KEYS = tuple(Policy.of("plain").to_dict())
 
 
 def _fields(where: str, data: Any, names: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ tensor([0])
 from __future__ import annotations
 
 from conflictkit.interventions.contrast._base import (
+    MAX_WEIGHT,
     Parameter,
     Rule,
     check,
@@ -36,6 +37,7 @@ __all__ = [
     "AdaCAD",
     "CKPlug",
     "Interpolate",
+    "MAX_WEIGHT",
     "Memory",
     "Parameter",
     "Plain",
