@@ -31,6 +31,8 @@ class Answer:
         memory_answer: what it says without the context, if compared.
         truncated: whether the end of the passages was cut off to fit the window.
         alternatives: further answers when more than one was asked for.
+        passage_cost: with `per_passage`, what reading the passages one by one took beside `stats`:
+            `forwards` and `tokens`, in a batch of the whole batch.
     """
 
     model: str
@@ -47,10 +49,15 @@ class Answer:
     memory_answer: str | None = None
     truncated: bool = False
     alternatives: tuple[Answer, ...] = ()
+    passage_cost: Mapping[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as plain data, ready for JSON."""
-        tokens = self.trace.to_dict()["tokens"] if self.trace is not None else []
+        """The answer as plain data, ready for JSON; `passages` is there if they were read one by
+        one."""
+        traced: dict[str, Any] = self.trace.to_dict() if self.trace is not None else {"tokens": []}
+        apart = {}
+        if "passages" in traced:
+            apart = {"passages": traced["passages"] | {"cost": dict(self.passage_cost or {})}}
         return {
             "model": self.model,
             "method": self.method,
@@ -63,10 +70,10 @@ class Answer:
             "memory_answer": self.memory_answer,
             "finish_reason": self.finish_reason,
             "score": self.score,
-            "tokens": tokens,
+            "tokens": traced["tokens"],
             "stats": dict(vars(self.stats)),
             "alternatives": [other.text for other in self.alternatives],
-        }
+        } | apart
 
 
 class AnswerStream:

@@ -25,7 +25,7 @@ Policies = Policy | str | os.PathLike[str]
 
 OPTIONS = (
     "policy", *PARTS, "trace", "scores", "top", "chat", "template", "truncate", "processors",
-    "compare",
+    "compare", "documents", "per_passage",
 )  # fmt: skip
 
 TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
@@ -39,6 +39,7 @@ class Job:
     Attributes:
         policies: one for every row, or a single one for all of them.
         decoding, scores, top, processors: as `Stepper` takes them.
+        per_passage: record what every passage alone makes of each token.
     """
 
     policies: tuple[Policy, ...]
@@ -46,6 +47,7 @@ class Job:
     scores: tuple[detectors.Detector, ...]
     top: int | None
     processors: tuple[Processor, ...]
+    per_passage: bool = False
 
     @property
     def control(self) -> Control:
@@ -73,6 +75,11 @@ def resolve(
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InvalidParameterError(f"top must be a whole number of at least 1, not {top!r}")
     processors = _several("processors", given.pop("processors", ()), Callable)
+    per_passage = given.pop("per_passage", False)
+    if not isinstance(per_passage, bool):
+        raise InvalidParameterError(f"per_passage must be True or False, not {per_passage!r}")
+    if per_passage and not trace:
+        raise InvalidParameterError("per_passage shows in the trace: leave trace=True")
     wording = {name: given.pop(name, None) for name in ("chat", "template")}
     if not isinstance(wording["template"], PromptTemplate | None):
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
@@ -81,7 +88,8 @@ def resolve(
     policies = _policies(method, given, rows)
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
-    return Job(policies, decoding, recorded, top if trace else None, processors), wording
+    kept = top if trace else None
+    return Job(policies, decoding, recorded, kept, processors, per_passage), wording
 
 
 def _decoding(given: dict[str, Any]) -> Decoding:
@@ -121,6 +129,13 @@ def _policies(method: Any, given: dict[str, Any], rows: int) -> tuple[Policy, ..
             everything = {*own, *Decoding.__dataclass_fields__, *OPTIONS}
             raise unknown_name(f"option or parameter of method '{rule.name}'", name, everything)
     return (choose(method, policy, parts, given),)
+
+
+def given_once(context: Any, documents: Any) -> Any:
+    """The passages, under whichever of the two names they were given."""
+    if context is not None and documents is not None:
+        raise InvalidParameterError("documents= is another name for the context: give only one")
+    return context if documents is None else documents
 
 
 def pair(

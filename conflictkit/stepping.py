@@ -12,6 +12,7 @@ from torch import Tensor
 from conflictkit.detectors import Detector
 from conflictkit.errors import InvalidParameterError, LogitsError
 from conflictkit.interventions.contrast import mix
+from conflictkit.passages import SourceLog
 from conflictkit.sampling import Decoding
 from conflictkit.streams import Stream
 from conflictkit.types import Combined, Control, Generation, Stats, Step, TokenRecord
@@ -49,6 +50,7 @@ class Stepper:
         decode: ids -> text, to look for stop texts.
         detectors: scores to record beside the rule's own.
         top: number of candidates of each stream to record; None: record nothing at all.
+        compare: names of streams to compare with one another at every token that is recorded.
         processors: transformers' logits processors, applied to the answering stream before the
             rule, in order.
 
@@ -67,10 +69,12 @@ class Stepper:
         decode: Callable[[Sequence[int]], str],
         detectors: Sequence[Detector] = (),
         top: int | None = 5,
+        compare: Sequence[str] = (),
         processors: Sequence[Processor] = (),
     ) -> None:
         needed = [(f"rule '{rule.name}'", rule.needs)]
         needed += [(f"detector '{detector.name}'", detector.needs) for detector in detectors]
+        needed.append(("the comparison", tuple(compare)))
         for who, names in needed:
             missing = [name for name in names if name not in streams]
             if missing:
@@ -85,6 +89,7 @@ class Stepper:
         self.decode = decode
         self.detectors = tuple(detectors)
         self.top = top
+        self.compare = tuple(compare)
         self.processors = tuple(processors)
         self.first = first
         self.batch = self.streams[first].batch
@@ -139,7 +144,8 @@ class Stepper:
         scores = {item.name.replace("-", "_"): item(step) for item in self.detectors}
         for name, values in combined.scores.items():
             scores[self.rule.detector_names.get(name, name)] = values
-        return StepLog(step, combined, scores, self.top)
+        compared = SourceLog(step, self.compare) if self.compare else None
+        return StepLog(step, combined, scores, self.top, compared)
 
     def check(self, step: Step, invalid: Sequence[bool]) -> None:
         """Raise `LogitsError` if some row cannot be acted on."""
@@ -172,8 +178,14 @@ class StepLog:
     """One step's numbers for all rows, moved to the host once."""
 
     def __init__(
-        self, step: Step, combined: Combined, scores: Mapping[str, Tensor], top: int
+        self,
+        step: Step,
+        combined: Combined,
+        scores: Mapping[str, Tensor],
+        top: int,
+        compared: SourceLog | None = None,
     ) -> None:
+        self._compared = compared
         self._scores = {name: values.tolist() for name, values in scores.items()}
         weights = (combined.context_weight, combined.memory_weight)
         # Weights per token stay where they are: one of them is wanted, not the vocabulary's.
@@ -201,4 +213,5 @@ class StepLog:
             context_weight=context,
             memory_weight=memory,
             tops={name: rows[row] for name, rows in self._tops.items()},
+            comparison=self._compared.of(row, token) if self._compared else None,
         )

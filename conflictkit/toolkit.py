@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from conflictkit import _hf, atlas, engine, models
+from conflictkit import _hf, atlas, engine, models, passages
 from conflictkit.answers import Answer, AnswerStream, before_stop
 from conflictkit.errors import InvalidParameterError
 from conflictkit.options import (
@@ -16,6 +16,7 @@ from conflictkit.options import (
     Job,
     Method,
     closed_book,
+    given_once,
     of_rows,
     pair,
     passages_of,
@@ -44,6 +45,8 @@ class Model:
         trace: record what happens at each token (default True); this reads the memory stream even
             for methods that do not need it;
         scores: names of the detectors to record in the trace;
+        per_passage: also read every passage by itself (one stream more for each) and record in the
+            trace which of them each token agrees with, and how far they are apart;
         top: candidates of each stream to record per token (default 5);
         chat: use the tokenizer's chat template; None (default): if it has one;
         template: a `conflictkit.prompts.PromptTemplate`, the wording of the prompts;
@@ -68,7 +71,13 @@ class Model:
         return f"Model({self.name!r}, {type(self.model).__name__})"
 
     def ask(
-        self, question: str, context: Contexts = None, method: Method | None = None, **options: Any
+        self,
+        question: str,
+        context: Contexts = None,
+        method: Method | None = None,
+        *,
+        documents: Contexts = None,
+        **options: Any,
     ) -> Answer:
         """Ask one question.
 
@@ -77,11 +86,13 @@ class Model:
             context: one passage, several in order, or None for closed book.
             method: a method's name, `name?parameter=value&...`, a rule or a controller; None:
                 `adacad`, unless a policy is given.
+            documents: another name for `context`.
             options: see the class; `compare=True` as in `ask_batch`.
 
         Raises:
             ConflictKitError: what `ask_batch` raises.
         """
+        context = given_once(context, documents)
         return self.ask_batch([question], [context], method, **options)[0]
 
     def ask_batch(
@@ -90,6 +101,7 @@ class Model:
         contexts: Sequence[Contexts] | None = None,
         method: Method | Sequence[Method] | None = None,
         *,
+        documents: Sequence[Contexts] | None = None,
         compare: bool = False,
         **options: Any,
     ) -> list[Answer]:
@@ -98,6 +110,7 @@ class Model:
         Args:
             questions, contexts: one entry per row; a row without context is closed book.
             method: as in `ask`, for all rows, or a list with one per row (`policy` likewise).
+            documents: another name for `contexts`.
             compare: also answer plainly with the context and from memory (two more runs).
             options: see the class.
 
@@ -109,7 +122,7 @@ class Model:
             EmptyInputError, ContextTooLongError, BoundaryError, TokenizerError: question, context.
             LogitsError: the model's logits cannot be used.
         """
-        rows = pair(questions, contexts)
+        rows = pair(questions, given_once(contexts, documents))
         job, prompts = self._prepare(rows, method, options)
         answers: dict[int, Answer] = {}
         for closed in (True, False):
@@ -119,7 +132,8 @@ class Model:
             chosen = [prompts[place] for place in places]
             own = of_rows(job, places, len(rows))
             own = closed_book(own) if closed else own
-            made = engine.generate(self._stepper(own, chosen))
+            run = self._stepper(own, chosen)
+            made = engine.generate(run)
             others = {
                 name: self._texts(name, own, chosen, made)
                 for name in (("memory",) if closed else ("plain", "memory"))
@@ -128,7 +142,7 @@ class Model:
             for position, place in enumerate(places):
                 cut = any(prompt.truncated for prompt in chosen[position].values())
                 first, *rest = (
-                    self._answer(own, position, rows[place], one, truncated=cut)
+                    self._answer(own, position, rows[place], one, run, truncated=cut)
                     for one in made[position]
                 )
                 said = {f"{name}_answer": texts[position] for name, texts in others.items()}
@@ -137,23 +151,30 @@ class Model:
         return [answers[place] for place in range(len(rows))]
 
     def stream(
-        self, question: str, context: Contexts = None, method: Method | None = None, **options: Any
+        self,
+        question: str,
+        context: Contexts = None,
+        method: Method | None = None,
+        *,
+        documents: Contexts = None,
+        **options: Any,
     ) -> AnswerStream:
         """Ask one question and get the text piece by piece; arguments and errors as `ask`.
 
         Everything is checked before the first piece. Beams come in one piece.
         """
-        ((_, passages),) = rows = pair([question], [context])
+        ((_, found),) = rows = pair([question], [given_once(context, documents)])
         job, prompts = self._prepare(rows, method, options)
         if job.decoding.n > 1:
             raise InvalidParameterError("a stream holds one answer: leave n at 1")
-        own = job if passages else closed_book(job)
+        own = job if found else closed_book(job)
         cut = any(prompt.truncated for prompt in prompts[0].values())
+        run = self._stepper(own, prompts)
         return AnswerStream(
-            engine.stream(self._stepper(own, prompts)),
+            engine.stream(run),
             self._decode,
             own.decoding.stop,
-            lambda made: self._answer(own, 0, rows[0], made, truncated=cut),
+            lambda made: self._answer(own, 0, rows[0], made, run, truncated=cut),
         )
 
     @cached_property
@@ -204,18 +225,20 @@ class Model:
             if policy.model is not None:
                 policy.check(self.name, self.fingerprint)
             bound.append(replace(policy, controller=policy.controller.bound(self.tokenizer)))
-        return replace(job, policies=tuple(bound)), [
-            self.prompts(question, passages or None, **wording) for question, passages in rows
-        ]
+        prompts = [self.prompts(question, found or None, **wording) for question, found in rows]
+        if job.per_passage:
+            passages.add_prompts(rows, prompts, partial(self.prompts, **wording))
+        return replace(job, policies=tuple(bound)), prompts
 
     def _stepper(self, job: Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:
         control = job.control
         needed = {*control.needs, *(name for score in job.scores for name in score.needs)}
+        compared = passages.sources(prompts) if job.per_passage and job.top is not None else ()
         pad = self.tokenizer.pad_token_id
         streams = {
-            name: Stream(self.model, [prompt[name].ids for prompt in prompts], pad_id=pad)
-            for name in prompts[0]
-            if name in needed
+            name: Stream(self.model, passages.ids(prompts, name), pad_id=pad)
+            for name in dict.fromkeys([*prompts[0], *compared])
+            if name in needed or name in compared
         }
         return Stepper(
             streams,
@@ -225,6 +248,7 @@ class Model:
             decode=self._decode,
             detectors=job.scores,
             top=job.top,
+            compare=compared,
             processors=job.processors,
         )
 
@@ -248,6 +272,7 @@ class Model:
         row: int,
         asked: tuple[str, tuple[str, ...]],
         made: Generation,
+        run: Stepper,
         *,
         truncated: bool,
     ) -> Answer:
@@ -270,6 +295,7 @@ class Model:
             finish_reason=made.finish_reason,
             score=made.score,
             truncated=truncated,
+            passage_cost=passages.cost(run.streams, run.compare) if run.compare else None,
             **shared,
         )
 

@@ -203,6 +203,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What several streams make of one answer token, each read beside the answering one.
+
+    Attributes:
+        names: the streams.
+        logprobs: log-probability of the token under each (natural log).
+        jsd: `[n][n]` Jensen-Shannon divergences of their predictions, in nats; 0 on the diagonal.
+    """
+
+    names: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    jsd: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class TokenRecord:
     """What happened at one answer token.
 
@@ -211,6 +226,7 @@ class TokenRecord:
         scores: name -> value of every detector asked for and of what the rule computed.
         context_weight, memory_weight: the weights used for the chosen token.
         tops: stream name -> `((token id, probability), ...)`, most probable first.
+        comparison: of the streams that the run was told to compare, if any.
     """
 
     id: int
@@ -218,6 +234,7 @@ class TokenRecord:
     context_weight: float
     memory_weight: float
     tops: Mapping[str, tuple[tuple[int, float], ...]]
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,25 @@ def jsd(p_logprobs: Tensor, q_logprobs: Tensor) -> Tensor:
     return value.clamp(max=_JSD_MAX).masked_fill(equal, 0.0)
 
 
+def pairwise_jsd(logprobs: Tensor) -> Tensor:
+    """Jensen-Shannon divergence between any two of several distributions per row, in nats.
+
+    Args:
+        logprobs: `[batch, n, vocab]` log-probabilities.
+
+    Returns:
+        `[batch, n, n]` in [0, ln 2], symmetric, 0 on the diagonal.
+    """
+    count = logprobs.shape[1]
+    found = logprobs.new_zeros(logprobs.shape[0], count, count)
+    # One against all that follow: all pairs at once would hold n * n vocabularies.
+    for first in range(count - 1):
+        values = jsd(logprobs[:, first : first + 1], logprobs[:, first + 1 :])
+        found[:, first, first + 1 :] = values
+        found[:, first + 1 :, first] = values
+    return found
+
+
 def total_variation(p_logprobs: Tensor, q_logprobs: Tensor) -> Tensor:
     """Total variation distance: half the summed absolute difference of probabilities.
 

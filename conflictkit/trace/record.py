@@ -6,17 +6,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from conflictkit.errors import UnsupportedError
 from conflictkit.trace.decode import candidate_text, cut_at, token_kinds, token_texts
+from conflictkit.trace.passages import AnswerPassages, TokenPassages
 from conflictkit.trace.text import plain_data, visible
 
 if TYPE_CHECKING:  # keeps torch out of readers that only draw a trace
     import pandas
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from conflictkit.types import Generation
+    from conflictkit.types import Generation, TokenRecord
 
 CONFLICT_SCORE = "jsd"
 """The score that colours tokens. No other takes its place: in many of them high is not conflict."""
@@ -58,6 +60,7 @@ class TokenTrace:
         kind: `text`, `piece` (of a character that a later token completes), `special`, `end` or
             `stop` (cut off by a stop text).
         name: what a `special` token is called in the vocabulary.
+        passages: what every passage alone makes of it, if they were read one by one.
     """
 
     text: str
@@ -69,6 +72,7 @@ class TokenTrace:
     memory_top: tuple[Candidate, ...] = ()
     kind: str = "text"
     name: str = ""
+    passages: TokenPassages | None = None
 
     @property
     def label(self) -> str:
@@ -80,7 +84,8 @@ class TokenTrace:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The token as strict JSON data."""
+        """The token as strict JSON data; `passages` is there if they were read one by one."""
+        apart = {} if self.passages is None else {"passages": self.passages.to_dict()}
         return plain_data(
             {
                 "text": self.text,
@@ -92,6 +97,7 @@ class TokenTrace:
                 "context_top": [vars(candidate) for candidate in self.context_top],
                 "memory_top": [vars(candidate) for candidate in self.memory_top],
             }
+            | apart
         )
 
 
@@ -153,6 +159,12 @@ class Trace:
                     names[token] = candidate_text(tokenizer, token)
             return tuple(Candidate(names[token], token, float(p)) for token, p in top)
 
+        def passages(record: TokenRecord) -> TokenPassages | None:
+            if record.comparison is None:
+                return None
+            tops = {name: candidates(top) for name, top in record.tops.items()}
+            return TokenPassages.read(record.comparison, tops, len(contexts))
+
         tokens = tuple(
             TokenTrace(
                 text=text,
@@ -164,6 +176,7 @@ class Trace:
                 memory_top=candidates(record.tops.get("memory", ())),
                 kind=kind,
                 name=candidate_text(tokenizer, record.id) if kind == "special" else "",
+                passages=passages(record),
             )
             for record, text, kind in zip(generation.records, texts, kinds, strict=True)
         )
@@ -196,6 +209,12 @@ class Trace:
         """Whether conflict was recorded at some token."""
         return any(CONFLICT_SCORE in token.scores for token in self.tokens)
 
+    @cached_property
+    def passages(self) -> AnswerPassages | None:
+        """Which passages the answer follows, and which contradict each other; None if they were
+        not read one by one."""
+        return AnswerPassages.of(self.tokens)
+
     def to_dict(self) -> dict[str, Any]:
         """The trace as strict JSON data: numbers that are not finite become None."""
         return plain_data(
@@ -210,6 +229,7 @@ class Trace:
                 "memory_answer": self.memory_answer,
                 "tokens": [token.to_dict() for token in self.tokens],
             }
+            | ({} if self.passages is None else {"passages": self.passages.to_dict()})
         )
 
     def to_json(self, indent: int | None = 2) -> str:
