@@ -19,13 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conflictkit import atlas, detectors, interventions, methods
+    from conflictkit.controller import Controller
     from conflictkit.errors import ConflictKitError
+    from conflictkit.gates import Gate
+    from conflictkit.policy import Policy
     from conflictkit.toolkit import load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConflictKitError",
+    "Controller",
+    "Gate",
+    "Policy",
     "__version__",
     "atlas",
     "detectors",
@@ -37,6 +43,9 @@ __all__ = [
 # name -> (module, attribute of it; None: the module itself)
 _FACE: dict[str, tuple[str, str | None]] = {
     "ConflictKitError": ("conflictkit.errors", "ConflictKitError"),
+    "Controller": ("conflictkit.controller", "Controller"),
+    "Gate": ("conflictkit.gates", "Gate"),
+    "Policy": ("conflictkit.policy", "Policy"),
     "atlas": ("conflictkit.atlas", None),
     "detectors": ("conflictkit.detectors", None),
     "interventions": ("conflictkit.interventions", None),

@@ -143,7 +143,10 @@ class Stepper:
         # One spelling of score names, the one that rules use.
         scores = {item.name.replace("-", "_"): item(step) for item in self.detectors}
         for name, values in combined.scores.items():
-            scores[self.rule.detector_names.get(name, name)] = values
+            name = self.rule.detector_names.get(name, name)
+            # A batch of several methods has no score in the rows of the others (NaN).
+            known = scores.get(name, values)
+            scores[name] = torch.where(values.isnan(), known, values)
         compared = SourceLog(step, self.compare) if self.compare else None
         return StepLog(step, combined, scores, self.top, compared)
 

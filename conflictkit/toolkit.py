@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from conflictkit import _hf, atlas, engine, models, passages
+from conflictkit import _hf, atlas, calibration, engine, models, passages
 from conflictkit.answers import Answer, AnswerStream, before_stop
 from conflictkit.errors import InvalidParameterError
 from conflictkit.options import (
@@ -22,14 +22,14 @@ from conflictkit.options import (
     passages_of,
     resolve,
 )
-from conflictkit.policy import Policy
+from conflictkit.policy import PARTS, Policy, choose
 from conflictkit.prompts import Prompt, PromptTemplate, build_prompts
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream
 from conflictkit.trace import Trace
 from conflictkit.trace.decode import decode
-from conflictkit.types import Generation
+from conflictkit.types import Case, Generation
 
 
 class Model:
@@ -182,6 +182,39 @@ class Model:
         """`conflictkit.models.fingerprint` of the weights, taken when first asked for."""
         return models.fingerprint(self.model)
 
+    def calibrate(
+        self,
+        cases: Sequence[Case],
+        *,
+        detector: str = "jsd",
+        false_alarm: float = 0.05,
+        method: Method | None = None,
+        at: str = "step",
+        **options: Any,
+    ) -> Policy:
+        """A policy whose gate raises a false alarm on at most a given share of answers.
+
+        Args:
+            cases: as `conflictkit.atlas.cases` gives them: those of agreement set the threshold.
+            detector, false_alarm, at: see `conflictkit.calibration.calibrate`.
+            method: what the gate is put before, as in `ask`.
+            options: `policy`, `strength` and `start_after` as in `ask`, and options of the class.
+
+        Returns:
+            The policy, tied to this model; `save` it, or pass it on as `policy=`.
+
+        Raises:
+            ConflictKitError: what `calibrate` and `ask` raise.
+        """
+        policy = choose(
+            method,
+            options.pop("policy", None),
+            {name: options.pop(name, None) for name in PARTS if name != "when"},
+        )
+        return calibration.calibrate(
+            self, cases, policy, detector=detector, false_alarm=false_alarm, at=at, **options
+        )
+
     def prompts(
         self,
         question: str,
@@ -219,16 +252,23 @@ class Model:
         options: Mapping[str, Any],
     ) -> tuple[Job, list[dict[str, Prompt]]]:
         """Resolve every name and build every prompt, before anything is read."""
-        job, wording = resolve(method, options, len(rows))
+        job, wording = self._resolve(method, options, len(rows))
+        prompts = [self.prompts(question, found or None, **wording) for question, found in rows]
+        if job.per_passage:
+            passages.add_prompts(rows, prompts, partial(self.prompts, **wording))
+        return job, prompts
+
+    def _resolve(
+        self, method: Method | Sequence[Method] | None, options: Mapping[str, Any], rows: int
+    ) -> tuple[Job, dict[str, Any]]:
+        """Every name resolved for this model: the job, and the arguments of `prompts`."""
+        job, wording = resolve(method, options, rows)
         bound = []
         for policy in job.policies:
             if policy.model is not None:
                 policy.check(self.name, self.fingerprint)
             bound.append(replace(policy, controller=policy.controller.bound(self.tokenizer)))
-        prompts = [self.prompts(question, found or None, **wording) for question, found in rows]
-        if job.per_passage:
-            passages.add_prompts(rows, prompts, partial(self.prompts, **wording))
-        return replace(job, policies=tuple(bound)), prompts
+        return replace(job, policies=tuple(bound)), wording
 
     def _stepper(self, job: Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:
         control = job.control

@@ -38,6 +38,7 @@ class Detector:
         function: `Step` -> `[batch]` float32.
         summary: one line: what it measures, its range, and what a high value means.
         source: where it was published, or "" if nowhere in particular.
+        sign: the side on which conflict lies, `>` (high) or `<` (low).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Detector:
     function: Callable[[Step], Tensor]
     summary: str
     source: str = ""
+    sign: str = ">"
 
     def __call__(self, step: Step) -> Tensor:
         """Score every row of `step`: `[batch]` float32."""
@@ -102,6 +104,7 @@ _DETECTORS = _table(
         lambda step: confidence.confidence_gain(step.context, step.memory),
         "H_m - H_c in nats; NEGATIVE: the context made the model less sure, a sign of conflict",
         "CK-PLUG, arXiv 2503.15888",
+        "<",
     ),
     Detector(
         "confidence-gain-kept",
@@ -109,6 +112,7 @@ _DETECTORS = _table(
         lambda step: confidence.kept_confidence_gain(step.context, step.memory),
         "confidence gain over the tokens CK-PLUG keeps; NEGATIVE: a sign of conflict",
         "CK-PLUG, arXiv 2503.15888",
+        "<",
     ),
     Detector(
         "context-entropy-kept",
@@ -129,6 +133,7 @@ _DETECTORS = _table(
         ("context",),
         lambda step: confidence.confidence(step.context),
         "probability of the context stream's top token, 0 to 1",
+        sign="<",
     ),
     Detector(
         "memory-confidence",
