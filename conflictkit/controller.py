@@ -74,6 +74,11 @@ class Controller:
         return self.rule.name
 
     @property
+    def gate(self) -> Gate | None:
+        """`when` as the gate that it has become."""
+        return self.when if isinstance(self.when, Gate) else None
+
+    @property
     def is_bare(self) -> bool:
         """Whether this is nothing but its rule."""
         return self.when is None and self.strength == 1.0 and self.start_after is None
@@ -83,11 +88,10 @@ class Controller:
         """Streams of the rule and of every detector; unless bare, the context stream first."""
         names: list[str] = [] if self.is_bare else ["context"]
         names += self.rule.needs
-        for part in (self.when, self.strength):
-            if isinstance(part, Gate):
-                names += part.needs
-            elif isinstance(part, str):
-                names += detectors.get(part).needs
+        if self.gate is not None:
+            names += self.gate.needs
+        if isinstance(self.strength, str):
+            names += detectors.get(self.strength).needs
         return tuple(dict.fromkeys(names))
 
     @property
@@ -134,8 +138,8 @@ class Controller:
     def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
         """The rule's state under `rule.*`, the gate's, and how far the marker has been written."""
         state = {f"rule.{k}": v for k, v in self.rule.initial(batch, device).items()}
-        if isinstance(self.when, Gate):
-            state |= self.when.initial(batch, device)
+        if self.gate is not None:
+            state |= self.gate.initial(batch, device)
         if self.start_after is not None:
             state["recent"] = torch.full((batch, len(self._marker)), -1, device=device)
             state["started"] = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -156,12 +160,12 @@ class Controller:
         if self.start_after is not None:
             active, marker = self._started(step, state)
             after |= marker
-        if isinstance(self.when, Gate):
-            is_open, score, gate = self.when(step, state)
+        if self.gate is not None:
+            is_open, score, gate = self.gate(step, state)
             # Asked before its time a gate held from the prompt on would be settled too early.
             after["gate"] = torch.where(active, gate["gate"], state["gate"])
             active = active & is_open
-            scores.setdefault(self.when.detector.replace("-", "_"), score)
+            scores.setdefault(self.gate.detector.replace("-", "_"), score)
         after |= {
             f"rule.{k}": torch.where(_like(active, v), v, inner[k]) for k, v in mix.state.items()
         }

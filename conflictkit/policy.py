@@ -120,7 +120,7 @@ class Policy:
             "version": VERSION,
             "method": controller.rule.name,
             "params": asdict(controller.rule),
-            "when": asdict(controller.when) if isinstance(controller.when, Gate) else None,
+            "when": asdict(controller.gate) if controller.gate else None,
             "strength": controller.strength,
             "start_after": list(marker) if isinstance(marker, tuple) else marker,
             "model": asdict(self.model) if self.model else None,

@@ -70,11 +70,11 @@ def test_below_is_the_mirror_image_of_above():
 
 def test_a_gate_at_the_prompt_is_decided_once():
     gate = Gate("jsd", ">", 0.1, at="prompt")
-    state, first = gate.initial(8), None
+    state, first = gate.initial(8), []
     later = []
     for step in steps(8, 20, seed=1):
         opened, score, state = gate(step, state)
-        first = [value > 0.1 for value in score.tolist()] if first is None else first
+        first = first if first else [value > 0.1 for value in score.tolist()]
         assert opened.tolist() == first
         later.append([value > 0.1 for value in score.tolist()])
     assert len(set(first)) == 2

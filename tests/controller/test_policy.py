@@ -234,7 +234,7 @@ def _written(path, data):
 
 
 def test_a_policy_is_for_its_model():
-    FULL.check("any", FULL.model.fingerprint)
+    FULL.check("any", "0123456789abcdef" * 4)
     Policy.of("cad").check("any", "0" * 64)
     with pytest.raises(PolicyError, match="made for the model 'owner/name', not for 'other'"):
         FULL.check("other", "0" * 64)
@@ -249,7 +249,7 @@ def test_there_is_one_way_to_say_a_thing(tmp_path):
         "cad", when="jsd>0.1"
     )
     control = FULL.controller
-    for arguments in (
+    cases: list[dict] = [
         {"method": "cad", "policy": FULL},
         {"policy": FULL, "params": {"alpha": 1.0}},
         {"policy": FULL, "parts": {"when": "jsd>0.1"}},
@@ -257,6 +257,7 @@ def test_there_is_one_way_to_say_a_thing(tmp_path):
         {"method": control, "parts": {"strength": 0.5}},
         {"method": control.rule, "params": {"alpha": 0.5}},
         {"method": 3},
-    ):
+    ]
+    for arguments in cases:
         with pytest.raises(InvalidParameterError):
             choose(**arguments)

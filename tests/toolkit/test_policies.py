@@ -43,8 +43,12 @@ def by_brute_force(model, controller, n, question=QUESTION, context=CONTEXT):
     return said, active
 
 
+def traced(answer):
+    return answer.trace.tokens
+
+
 def tokens(answer):
-    return [token.id for token in answer.trace.tokens if token.kind != "end"]
+    return [token.id for token in traced(answer) if token.kind != "end"]
 
 
 @pytest.mark.parametrize("when", ["jsd > 0.35", "jsd > 0.4 until 0.3", "jsd > 0.3 at prompt"])
@@ -129,13 +133,14 @@ def atlas_cases():
 def test_calibrate_sets_the_threshold_from_the_quiet_cases(tmp_path):
     atlas, cases = ck.load("atlas"), atlas_cases()
     policy = atlas.calibrate(cases, false_alarm=0.1, method="memory", max_new_tokens=8)
-    gate, found = policy.controller.when, policy.calibration
+    gate, found = policy.controller.gate, policy.calibration
+    assert gate is not None and found is not None and found.detection is not None  # noqa: PT018
     quiet = cases[:20]
     answers = atlas.ask_batch(
         [case.question for case in quiet], [case.contexts for case in quiet], "plain",
         max_new_tokens=8,
     )  # fmt: skip
-    highest = [max(t.scores["jsd"] for t in answer.trace.tokens) for answer in answers]
+    highest = [max(t.scores["jsd"] for t in traced(answer)) for answer in answers]
     assert gate.detector == "jsd"
     assert gate.threshold == pytest.approx(sorted(highest)[-3], abs=1e-5)
     assert (found.asked, found.negatives, found.positives) == (0.1, 20, 10)
@@ -153,7 +158,8 @@ def test_a_low_score_is_an_alarm_where_the_detector_says_so():
     policy = atlas.calibrate(
         atlas_cases(), detector="confidence-gain", false_alarm=0.25, at="prompt", max_new_tokens=2
     )
-    gate = policy.controller.when
+    gate = policy.controller.gate
+    assert gate is not None and policy.calibration is not None  # noqa: PT018
     assert (gate.sign, gate.at) == ("<", "prompt")
     assert policy.calibration.false_alarm <= 0.25
     assert threshold([3.0, 1.0, 2.0, 4.0], "<", 0.5) == 3.0
