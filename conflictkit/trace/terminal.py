@@ -26,6 +26,7 @@ from conflictkit.trace.layout import (
     streams,
     top,
 )
+from conflictkit.trace.passages_terminal import agreed, story, style_of
 from conflictkit.trace.record import CONFLICT_SCORE, MAX_CONFLICT, Candidate, TokenTrace, Trace
 from conflictkit.trace.text import clip, number, visible
 
@@ -42,7 +43,13 @@ def plain(trace: Trace) -> str:
     """The whole trace as text without any control sequence."""
     file = io.StringIO()
     console = Console(
-        file=file, width=PLAIN_WIDTH, color_system=None, force_terminal=False, legacy_windows=False
+        file=file,
+        width=PLAIN_WIDTH,
+        color_system=None,
+        force_terminal=False,
+        # In a notebook rich would show the text there and leave the file empty.
+        force_jupyter=False,
+        legacy_windows=False,
     )
     console.print(trace)
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
@@ -65,6 +72,9 @@ def details(trace: Trace, console: Console, options: ConsoleOptions) -> Iterator
     yield Padding(marked_answer(trace, coloured), (0, 0, 0, 2))
     if trace.scored:
         yield Padding(legend(coloured), (1, 0, 0, 2))
+    if trace.passages is not None:
+        yield Text()
+        yield from story(trace, options)
     yield token_table(trace, options)
 
 
@@ -74,10 +84,11 @@ def summary(trace: Trace) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("question", Text(visible(trace.question, lines=True)))
+    apart = trace.passages is not None
     for index, passage in enumerate(trace.contexts):
-        grid.add_row(
-            "context" if index == 0 else "", Text(_passage(passage), style=STYLES["context"])
-        )
+        head = f"passage {index + 1}" if apart else "context" if index == 0 else ""
+        style = style_of(head) if apart else STYLES["context"]
+        grid.add_row(head, Text(_passage(passage), style=style))
     if not trace.contexts:
         grid.add_row("context", Text("none (closed book)", style="dim"))
     if trace.model:
@@ -132,11 +143,15 @@ def token_table(trace: Trace, options: ConsoleOptions) -> Table:
     width = options.max_width
     others = [name for name in trace.score_names if name != CONFLICT_SCORE]
     others = others[: 4 if width >= 120 else 2 if width >= 100 else 1]
+    if trace.passages is not None:
+        others = others[:-1]  # whom the token agrees with takes its place
     shown_streams = streams(trace)
     count = 3 if width >= 120 else 2 if width >= 100 else 1
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("", justify="right", style="dim", no_wrap=True)
     table.add_column("token", overflow="fold", min_width=5, max_width=24)
+    if trace.passages is not None:
+        table.add_column("agrees\nwith", no_wrap=True)
     if trace.scored:
         table.add_column(CONFLICT_SCORE, no_wrap=True)
     for name in others:
@@ -154,6 +169,8 @@ def token_table(trace: Trace, options: ConsoleOptions) -> Table:
     for index in shown:
         token = trace.tokens[index]
         row: list[RenderableType] = [str(index + 1), Text(token.label, style="bold")]
+        if trace.passages is not None:
+            row.append(agreed(token.passages.agrees_with if token.passages else ()))
         if trace.scored:
             row.append(_bar(trace.conflict[index], options, 8 if width >= 100 else 6))
         for name in others:

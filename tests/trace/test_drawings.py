@@ -154,6 +154,12 @@ def test_plain_text_has_no_control_sequences_and_says_who_wanted_what() -> None:
     assert repr(poland()) == text
 
 
+def test_a_trace_as_text_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = str(poland())
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(poland()) == text
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_the_terminal_form_keeps_to_its_width(width: int) -> None:
     for trace in (poland(), hostile(), poland(tokens=())):
