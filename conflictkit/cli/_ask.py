@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,15 +30,47 @@ def ask(
         list[str] | None,
         typer.Option(metavar="PATH", help="A file with a passage (UTF-8); - is standard input."),
     ] = None,
-    method: Annotated[
-        str,
+    per_passage: Annotated[
+        bool,
         typer.Option(
-            "--method", "-m", metavar="NAME", help="Method, or name?parameter=value&parameter=value"
+            "--per-passage",
+            help="Read every passage by itself too: which one does the answer follow?",
         ),
-    ] = "adacad",
+    ] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="NAME",
+            help="Method, or name?parameter=value&parameter=value  [default: adacad]",
+        ),
+    ] = None,
     param: Annotated[
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="Parameter of the method."),
+    ] = None,
+    when: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GATE", help="Act only there: 'jsd > 0.3', 'jsd > 0.3 until 0.2 at prompt'."
+        ),
+    ] = None,
+    strength: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="How strongly to act (1), or a detector's name."),
+    ] = None,
+    start_after: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Act only behind this text, such as </think>."),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A saved policy, instead of all of these."),
+    ] = None,
+    save_policy: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Also write what was asked for as a policy."),
     ] = None,
     model: Annotated[
         str,
@@ -125,8 +158,17 @@ def ask(
         raise InvalidParameterError("--html draws the trace: leave --no-trace out")
     if as_json and quiet:
         raise InvalidParameterError("--json and --quiet exclude each other")
+    if per_passage:
+        _check_per_passage(found, shown=not no_trace and (not quiet or html is not None))
     page = _inputs.writable(html) if html is not None else None
-    spec = _spec(method, param or ())
+    control = {
+        "method": _spec(method, param or ()),
+        "when": when,
+        "strength": _strength(strength),
+        "start_after": start_after,
+        "policy": policy,
+    }
+    saved = _inputs.writable(save_policy) if save_policy is not None else None
     decoding = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -139,13 +181,17 @@ def ask(
     answer = _answer(
         question,
         found,
-        spec,
+        control,
+        saved,
         source={"name": model, "device": device, "dtype": dtype, "pad_token": pad_token},
         options={name: value for name, value in decoding.items() if value is not None}
         | {"chat": chat, "truncate": truncate, "trace": not no_trace}
+        | {"per_passage": per_passage}
         # The page shows all three answers, even when only one is printed.
         | {"compare": page is not None or not quiet},
     )
+    if answer.trace is not None and not answer.trace.acted:
+        _output.note("the method never acted: its gate stayed shut, or its marker was not written")
     if page is not None and answer.trace is not None:
         _inputs.write_whole(page, answer.trace.to_html())
     if as_json:
@@ -156,7 +202,27 @@ def ask(
         _draw(answer)
 
 
-def _spec(method: str, params: tuple[str, ...] | list[str]) -> str:
+def _check_per_passage(found: list[str], shown: bool) -> None:
+    if not found:
+        raise InvalidParameterError(
+            "--per-passage reads the passages one by one, but there are none: give --context"
+        )
+    if not shown:
+        raise InvalidParameterError(
+            "--per-passage shows in the trace: leave --no-trace out, and --quiet too unless there "
+            "is an --html"
+        )
+
+
+def _strength(text: str | None) -> float | str | None:
+    """A number if it is one, else a detector's name."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _spec(method: str | None, params: tuple[str, ...] | list[str]) -> str | None:
     """The method with its parameters as one line, however they were given."""
     for pair in params:
         name, equals, value = pair.partition("=")
@@ -164,21 +230,32 @@ def _spec(method: str, params: tuple[str, ...] | list[str]) -> str:
             raise InvalidParameterError(f"--param '{pair}': write it as name=value")
     if not params:
         return method
+    if method is None:
+        method = "adacad"
     return f"{method}{'&' if '?' in method else '?'}{'&'.join(params)}"
 
 
 def _answer(
-    question: str, found: list[str], spec: str, source: dict[str, Any], options: dict[str, Any]
+    question: str,
+    found: list[str],
+    control: dict[str, Any],
+    saved: Path | None,
+    source: dict[str, Any],
+    options: dict[str, Any],
 ) -> Answer:
     # Late: these import torch, and most mistakes have been found by now.
     with contextlib.redirect_stdout(sys.stderr):
-        from conflictkit import methods, toolkit
+        from conflictkit import toolkit
+        from conflictkit.policy import choose
 
-        methods.parse(spec)  # before a model is loaded for minutes
+        # Before a model is loaded for minutes.
+        chosen = choose(control.pop("method"), control.pop("policy"), control)
+        if saved is not None:
+            chosen.save(saved)
         name = source.pop("name")
         model = toolkit.load(name, **source)
     with _output.working("answering"):
-        return model.ask(question, found or None, spec, **options)
+        return model.ask(question, found or None, policy=chosen, **options)
 
 
 def _draw(answer: Answer) -> None:

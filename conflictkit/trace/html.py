@@ -19,6 +19,9 @@ from conflictkit.trace.layout import (
     streams,
     top,
 )
+from conflictkit.trace.markup import candidate as _candidate
+from conflictkit.trace.markup import safe as _text
+from conflictkit.trace.passages_html import chip, chips, section, tip
 from conflictkit.trace.record import CONFLICT_SCORE, MAX_CONFLICT, TokenTrace, Trace
 from conflictkit.trace.style import STYLE
 from conflictkit.trace.text import clip, number, visible
@@ -49,17 +52,9 @@ def fragment(trace: Trace) -> str:
     """The page's content, with its own style, to be put into another page."""
     parts = [_asked(trace), _answers(trace), f'<p class="ck-headline">{_text(headline(trace))}</p>']
     if trace.tokens:
-        parts += [_strip(trace), _table(trace)]
+        parts += [section(trace), _strip(trace), _table(trace)]
     parts.append(_foot(trace))
     return f'<div class="ck-trace"><style>{STYLE}</style>\n' + "\n".join(parts) + "\n</div>"
-
-
-def _text(text: str, *, spaces: bool = False, lines: bool = False) -> str:
-    """Any text, harmless: escaped, invisible characters shown, its direction kept to itself."""
-    shown = escape(visible(text, spaces=spaces, lines=lines))
-    if spaces:
-        shown = shown.replace("·", '<span class="ck-dot">·</span>')
-    return shown if text.isascii() else f"<bdi>{shown}</bdi>"
 
 
 def _asked(trace: Trace) -> str:
@@ -68,15 +63,18 @@ def _asked(trace: Trace) -> str:
     html += '<p class="ck-label">Context</p>'
     if not trace.contexts:
         return html + "<p>None: closed book.</p>"
-    return html + "".join(_passage(passage) for passage in trace.contexts)
+    names = trace.passages.names[1:] if trace.passages is not None else ("",) * len(trace.contexts)
+    pairs = zip(trace.contexts, names, strict=True)
+    return html + "".join(_passage(passage, name) for passage, name in pairs)
 
 
-def _passage(passage: str) -> str:
+def _passage(passage: str, name: str) -> str:
+    number = chip(name) + " " if name else ""
     if len(passage) <= FOLD:
-        return f'<div class="ck-passage" dir="auto">{_text(passage, lines=True)}</div>'
+        return f'<div class="ck-passage" dir="auto">{number}{_text(passage, lines=True)}</div>'
     start = _text(passage[: FOLD // 2])
     return (
-        f'<details class="ck-passage"><summary dir="auto">{start}… '
+        f'<details class="ck-passage"><summary dir="auto">{number}{start}… '
         f"({len(passage):,} characters)</summary>"
         f'<div dir="auto">{_text(passage, lines=True)}</div></details>'
     )
@@ -125,8 +123,17 @@ def _word(trace: Trace, word: list[Span]) -> str:
             f"{percent(rival.probability)}</span>"
             for stream, rival in rivals(peak.tokens[0])
         )
+    sides = dict.fromkeys(name for span in word for name in _sides(span))
+    if sides:
+        html += f'<span class="ck-rival">{chips(tuple(sides))}</span>'
     html = f'<span class="ck-word">{html}</span>'
     return html + ("<br>" if word[-1].text.endswith("\n") else "")
+
+
+def _sides(span: Span) -> tuple[str, ...]:
+    """The sources that a span's tokens agree with."""
+    read = [token.passages.agrees_with for token in span.tokens if token.passages is not None]
+    return tuple(name for names in read for name in names)
 
 
 def _token(trace: Trace, span: Span) -> str:
@@ -156,6 +163,8 @@ def _tip(trace: Trace, span: Span) -> str:
                 f"{_candidate(c.text)} {percent(c.probability)}" for c in top(token, stream)
             )
             lines.append(f'<span class="ck-of-{stream}">{stream}</span>: {listed}')
+        if token.passages is not None:
+            lines.append(tip(token.passages))
     return "<br>".join(lines)
 
 
@@ -170,6 +179,8 @@ def _weights(token: TokenTrace) -> str:
 def _table(trace: Trace) -> str:
     shown = streams(trace)
     heads = ['<th class="ck-n">#</th>', "<th>token</th>"]
+    if trace.passages is not None:
+        heads.append("<th>agrees with</th>")
     for name in trace.score_names:
         side = "" if name == CONFLICT_SCORE else ' class="ck-n"'
         heads.append(f"<th{side}>{_text(name.replace('_', ' ').replace('-', ' '))}</th>")
@@ -178,7 +189,7 @@ def _table(trace: Trace) -> str:
     heads += [f'<th class="ck-of-{stream}">{stream} says</th>' for stream in shown]
     rows = "\n".join(_row(trace, index, shown) for index in range(len(trace.tokens)))
     return (
-        f'<div class="ck-scroll"><table><thead><tr>{"".join(heads)}</tr></thead>\n'
+        f'<div class="ck-scroll"><table class="ck-table"><thead><tr>{"".join(heads)}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 
@@ -189,6 +200,8 @@ def _row(trace: Trace, index: int, shown_streams: tuple[str, ...]) -> str:
         f'<td class="ck-n">{index + 1}</td>',
         f'<td class="ck-code">{_text(token.label, spaces=True)}</td>',
     ]
+    if trace.passages is not None:
+        cells.append(f"<td>{chips(token.passages.agrees_with if token.passages else ())}</td>")
     for name, value in _scores(trace, token):
         shown = number(value, 3, sign="gain" in name)
         if name == CONFLICT_SCORE:
@@ -212,10 +225,6 @@ def _candidates(token: TokenTrace, stream: str) -> str:
         cells.append(f'<span class="{classes}">{_candidate(candidate.text)}</span>')
         cells.append(f'<span class="ck-n">{percent(candidate.probability)}</span>')
     return f'<div class="ck-list">{"".join(cells)}</div>'
-
-
-def _candidate(text: str) -> str:
-    return _text(text, spaces=True) or "&lt;empty&gt;"
 
 
 def _foot(trace: Trace) -> str:

@@ -52,8 +52,8 @@ STYLE = f"""
 .ck-trace .ck-scale {{ width: 140px; height: 10px; border-radius: 5px;
   border: 1px solid var(--line); background: linear-gradient(90deg, #fff, {", ".join(STOPS)}); }}
 .ck-trace .ck-scroll {{ overflow-x: auto; margin-top: 24px; }}
-.ck-trace table {{ border-collapse: collapse; width: 100%; font-size: 14px; margin: 0;
-  color: var(--ink); background: var(--paper); border: 0; }}
+.ck-trace table {{ border-collapse: collapse; table-layout: auto; width: 100%; font-size: 14px;
+  margin: 0; color: var(--ink); background: var(--paper); border: 0; }}
 .ck-trace th, .ck-trace td {{ text-align: left; vertical-align: top; padding: 7px 14px 7px 0;
   border: 0; border-bottom: 1px solid var(--line); background: var(--paper); }}
 .ck-trace th {{ color: var(--soft); font-size: 12px; font-weight: 600; vertical-align: bottom;
@@ -72,6 +72,17 @@ STYLE = f"""
   column-gap: 10px; row-gap: 1px; justify-content: start; }}
 .ck-trace .ck-list .ck-chosen {{ font-weight: 700; }}
 .ck-trace .ck-list > span:nth-child(n + 3) {{ color: var(--soft); }}
+.ck-trace .ck-source {{ display: inline-block; min-width: 20px; padding: 1px 5px;
+  margin: 0 3px 0 0; border-radius: 10px; color: #fff; text-align: center; font-size: 12px;
+  line-height: 1.4; font-weight: 600; }}
+.ck-trace .ck-source-memory {{ background: var(--memory); }}
+.ck-trace .ck-story {{ margin: 0 0 18px; }}
+.ck-trace .ck-story p {{ margin: 0 0 4px; }}
+.ck-trace .ck-story .ck-foot {{ margin: 8px 0 0; }}
+.ck-trace .ck-story .ck-scroll {{ margin-top: 10px; }}
+.ck-trace table.ck-sides {{ width: auto; }}
+.ck-trace table.ck-sides .ck-cell {{ min-width: 44px; padding: 7px 6px; text-align: center; }}
+.ck-trace .ck-wanted {{ white-space: nowrap; }}
 .ck-trace .ck-foot {{ color: var(--soft); font-size: 12.5px; margin: 14px 0 0; }}
 @media print {{
   .ck-trace {{ padding: 0; max-width: none; print-color-adjust: exact;

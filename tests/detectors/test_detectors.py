@@ -15,7 +15,7 @@ from torch import Tensor
 
 import conflictkit as ck
 from conflictkit.detectors.confidence import entropy, kept_set
-from conflictkit.detectors.divergence import jsd, kl, total_variation
+from conflictkit.detectors.divergence import jsd, kl, pairwise_jsd, total_variation
 from conflictkit.errors import ConflictKitError, UnknownNameError
 from conflictkit.types import Step
 
@@ -243,3 +243,22 @@ def test_registry() -> None:
         ck.detectors.get("memory_entropi")
     with pytest.raises(ConflictKitError, match="valid: .*jsd"):
         ck.detectors.get("zzz")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_pairwise_divergences_are_the_formula_for_any_two(count: int) -> None:
+    rng = np.random.default_rng(count)
+    logits = torch.from_numpy(rng.standard_normal((3, count, 12)) * 4)
+    logits[:, :, 3] = -INF
+    logits[1, -1] = logits[1, 0]
+    probabilities = logits.softmax(-1).numpy()
+    found = pairwise_jsd(logits.float().log_softmax(-1))
+    assert found.dtype == torch.float32
+    for row in range(3):
+        expected = [
+            [REFERENCES["jsd"](p, q) for q in probabilities[row]] for p in probabilities[row]
+        ]
+        assert found[row].numpy() == pytest.approx(np.array(expected), abs=1e-6)
+        assert torch.equal(found[row], found[row].T)
+    assert found[1, 0, -1] == 0
+    assert (found.diagonal(dim1=1, dim2=2) == 0).all()
