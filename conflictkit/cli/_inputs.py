@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-import typer
-
+from conflictkit.cli import _output
 from conflictkit.errors import ConflictKitError, EmptyInputError, InvalidParameterError
 
 STANDARD_INPUT = "-"
@@ -107,10 +106,9 @@ def _piped() -> bytes:
     if stream is None or stream.closed or stream.isatty():
         return b""
     if not _has_data(stream):
-        typer.echo(
-            f"conflictkit: note: standard input stayed silent for {PATIENCE:g} s: answering "
-            "closed book (--context-file - waits)",
-            err=True,
+        _output.note(
+            f"standard input stayed silent for {PATIENCE:g} s: answering closed book "
+            "(--context-file - waits)"
         )
         return b""
     try:

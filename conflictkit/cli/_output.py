@@ -33,6 +33,11 @@ def write_json(data: Any) -> None:
     typer.echo(json.dumps(plain_data(data), indent=2, ensure_ascii=not utf8, allow_nan=False))
 
 
+def note(text: str) -> None:
+    """Something worth knowing that is no error, on standard error."""
+    typer.echo(f"conflictkit: note: {text}", err=True)
+
+
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
     """Show that something is going on, and keep what libraries print out of the result."""

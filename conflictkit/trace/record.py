@@ -209,6 +209,11 @@ class Trace:
         """Whether conflict was recorded at some token."""
         return any(CONFLICT_SCORE in token.scores for token in self.tokens)
 
+    @property
+    def acted(self) -> bool:
+        """False if a gate or a marker kept the method from acting at every single token."""
+        return not self.tokens or any(token.scores.get("active", 1.0) for token in self.tokens)
+
     @cached_property
     def passages(self) -> AnswerPassages | None:
         """Which passages the answer follows, and which contradict each other; None if they were
