@@ -18,26 +18,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conflictkit import atlas, detectors, interventions, methods
+    from conflictkit import atlas, detectors, interventions, methods, scoring
     from conflictkit.controller import Controller
+    from conflictkit.custom import decode
     from conflictkit.errors import ConflictKitError
     from conflictkit.gates import Gate
     from conflictkit.policy import Policy
+    from conflictkit.processor import ConflictProcessor
     from conflictkit.toolkit import load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConflictKitError",
+    "ConflictProcessor",
     "Controller",
     "Gate",
     "Policy",
     "__version__",
     "atlas",
+    "decode",
     "detectors",
     "interventions",
     "load",
     "methods",
+    "scoring",
 ]
 
 # name -> (module, attribute of it; None: the module itself)
@@ -46,11 +51,14 @@ _FACE: dict[str, tuple[str, str | None]] = {
     "Controller": ("conflictkit.controller", "Controller"),
     "Gate": ("conflictkit.gates", "Gate"),
     "Policy": ("conflictkit.policy", "Policy"),
+    "ConflictProcessor": ("conflictkit.processor", "ConflictProcessor"),
     "atlas": ("conflictkit.atlas", None),
+    "decode": ("conflictkit.custom", "decode"),
     "detectors": ("conflictkit.detectors", None),
     "interventions": ("conflictkit.interventions", None),
     "load": ("conflictkit.toolkit", "load"),
     "methods": ("conflictkit.methods", None),
+    "scoring": ("conflictkit.scoring", None),
 }
 
 

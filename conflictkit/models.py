@@ -82,21 +82,10 @@ def check(
     `pad_token` is given.
 
     Raises:
-        UnsupportedError: encoder-decoder models, and those without a key-value cache.
-        InvalidParameterError: not a transformers model.
+        UnsupportedError, InvalidParameterError: as `check_model`.
         TokenizerError: no tokenizer, no pad token, or an unknown `pad_token`.
     """
-    if not _hf.is_pretrained(_hf.unwrapped(model)):
-        raise InvalidParameterError(
-            f"expected a name, a folder or a transformers model, got {type(model).__name__}"
-        )
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedError(
-            f"model '{name}' is an encoder-decoder: only decoder-only models are supported"
-        )
-    why = _hf.own_memory(model)
-    if why is not None:
-        raise UnsupportedError(f"model '{name}' cannot be used: {why}")
+    check_model(model, name=name)
     if tokenizer is None:
         raise TokenizerError(f"no tokenizer for '{name}': pass tokenizer= beside the model")
     if not hasattr(tokenizer, "pad_token_id"):
@@ -117,6 +106,26 @@ def check(
         )
     model.eval()
     return model, tokenizer
+
+
+def check_model(model: Any, *, name: str) -> None:
+    """Refuse a model whose streams could not be kept.
+
+    Raises:
+        UnsupportedError: encoder-decoder models, and those without a key-value cache.
+        InvalidParameterError: not a transformers model.
+    """
+    if not _hf.is_pretrained(_hf.unwrapped(model)):
+        raise InvalidParameterError(
+            f"expected a name, a folder or a transformers model, got {type(model).__name__}"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedError(
+            f"model '{name}' is an encoder-decoder: only decoder-only models are supported"
+        )
+    why = _hf.own_memory(model)
+    if why is not None:
+        raise UnsupportedError(f"model '{name}' cannot be used: {why}")
 
 
 def _reason(error: Exception) -> str:

@@ -67,9 +67,17 @@ class Stream:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append `tokens` `[batch]` and return the `[batch, vocab]` logits after them."""
-        self.ids = torch.cat([self.ids, tokens.to(self.ids.device)[:, None]], dim=1)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, 1)], dim=1)
-        return self._read(1, self.batch)
+        return self.extend(tokens[:, None])
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Append `tokens` `[batch, new]` in one pass; the `[batch, vocab]` logits after the last.
+
+        `new` must be at least 1.
+        """
+        new = tokens.shape[1]
+        self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, new)], dim=1)
+        return self._read(new, self.batch * new)
 
     def select(self, index: Tensor) -> None:
         """Keep the rows `index`, in that order; rows may be dropped, moved and repeated."""

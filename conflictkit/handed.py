@@ -1,0 +1,204 @@
+"""What a caller of transformers hands over: rows of token ids in any of the usual shapes, a method.
+
+Ids come as a list, a list of lists, a tensor, or a tokenizer's output with its attention mask.
+Inside, every row is a plain list of its own tokens; padding that cannot be told from tokens is
+refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conflictkit import _hf, models
+from conflictkit.controller import Controller, PerRow
+from conflictkit.errors import (
+    ContextTooLongError,
+    EmptyInputError,
+    InvalidParameterError,
+    UnsupportedError,
+)
+from conflictkit.interventions.contrast import Rule
+from conflictkit.policy import PARTS, Policy, choose
+from conflictkit.types import Control
+
+Ids = Sequence[int] | Sequence[Sequence[int]] | Tensor | Mapping[str, Any]
+Method = str | Rule | Controller
+Policies = Policy | str | os.PathLike[str]
+
+_WITH_MASK = "pass the tokenizer's whole output, with its attention_mask, or lists without padding"
+
+
+def rows_of(model: Any, ids: Ids | None, what: str = "memory_ids") -> list[list[int]]:
+    """The token ids of every row, without padding.
+
+    Args:
+        model: tells the padding token and how many tokens there are.
+        ids: one row as a list or `[length]` tensor; several as a list of lists without padding or
+            a `[batch, length]` tensor; or a mapping with `input_ids` and `attention_mask`.
+        what: name of the argument, for messages.
+
+    Raises:
+        InvalidParameterError: another type, ids that the model does not have, or padding that is
+            not on the left or cannot be told from tokens.
+        EmptyInputError: no row, or a row without tokens.
+        ContextTooLongError: a row longer than the model's window.
+    """
+    if ids is None:
+        raise InvalidParameterError(
+            f"{what} is missing: pass the token ids of the question without its context"
+        )
+    mask = None
+    if isinstance(ids, Mapping):
+        if "input_ids" not in ids:
+            raise InvalidParameterError(f"{what} has no input_ids: pass a tokenizer's output")
+        ids, mask = ids["input_ids"], ids.get("attention_mask")
+    padded_shape = isinstance(ids, Tensor) and ids.dim() == 2 and len(ids) > 1
+    rows = _lists(ids, what)
+    if mask is None:
+        _refuse_padding(model, rows, what, padded_shape)
+    else:
+        rows = [_unmasked(row, own, what) for row, own in _beside(rows, _lists(mask, what), what)]
+    if not rows or not all(rows):
+        raise EmptyInputError(f"{what} needs at least one token in every row")
+    _check_range(model, rows, what)
+    return rows
+
+
+def unpadded(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+    """Rows of `[batch, length]` ids without the padding on their left.
+
+    Raises:
+        InvalidParameterError: padding that is not on the left.
+        EmptyInputError: a row of nothing but padding.
+    """
+    rows = input_ids.tolist()
+    if mask is not None:
+        rows = [_unmasked(row, own, "input_ids") for row, own in zip(rows, mask.tolist())]  # noqa: B905
+    if not rows or not all(rows):
+        raise EmptyInputError("input_ids needs at least one token in every row")
+    return rows
+
+
+def control_of(
+    model: Any,
+    rows: int,
+    method: Method | Sequence[Method] | None,
+    policy: Policies | None,
+    parts: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> Control:
+    """Who wins, from what was given to a processor or to `generate`, checked against the model.
+
+    Args:
+        model: the model that a policy may be tied to.
+        rows: number of prompts.
+        method: a name, `name?parameter=value`, a rule or a controller; or one for each row.
+        policy, parts, params: as `conflictkit.policy.choose`.
+
+    Raises:
+        UnknownNameError, InvalidParameterError, PolicyError: what cannot be used.
+    """
+    if isinstance(method, list | tuple):
+        if len(method) != rows:
+            raise InvalidParameterError(f"{len(method)} methods for {rows} rows")
+        if params:
+            raise InvalidParameterError(
+                f"{next(iter(params))}= cannot belong to several methods: "
+                "write them as name?parameter=value"
+            )
+        policies = [choose(one, policy, parts) for one in method]
+    else:
+        policies = [choose(method, policy, parts, params)]  # type: ignore[arg-type]
+    for chosen in policies:
+        if chosen.model is not None:
+            chosen.check(str(model.config.name_or_path), models.fingerprint(model))
+        if isinstance(chosen.controller.start_after, str):
+            text = chosen.controller.start_after
+            raise InvalidParameterError(
+                f"start_after={text!r}: there is no tokenizer here, pass token ids: "
+                f"tokenizer({text!r}, add_special_tokens=False)['input_ids']"
+            )
+    control = PerRow.of([chosen.controller for chosen in policies])
+    unknown = [name for name in control.needs if name not in ("context", "memory")]
+    if unknown:
+        raise UnsupportedError(f"'{control.name}' needs a stream '{unknown[0]}', unknown here")
+    return control
+
+
+def split_parameters(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `Controller` takes beside its rule, and the rule's parameters."""
+    parts = {name: value for name, value in given.items() if name in PARTS}
+    return parts, {name: value for name, value in given.items() if name not in PARTS}
+
+
+def _lists(ids: Any, what: str) -> list[list[int]]:
+    if isinstance(ids, Tensor):
+        if ids.dtype.is_floating_point or ids.dim() not in (1, 2):
+            raise InvalidParameterError(
+                f"{what} must hold whole numbers, [length] or [batch, length], not "
+                f"{ids.dtype} {list(ids.shape)}"
+            )
+        ids = ids.tolist()
+    if isinstance(ids, str) or not isinstance(ids, Sequence):
+        raise InvalidParameterError(
+            f"{what} must hold token ids, not {type(ids).__name__}: tokenize the text first"
+        )
+    flat = bool(ids) and not any(isinstance(row, Sequence | Tensor) for row in ids)
+    rows = [ids] if flat else ids
+    found = [row.tolist() if isinstance(row, Tensor) else list(row) for row in rows]
+    for row in found:
+        for token in row:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise InvalidParameterError(f"{what} must hold token ids, not {token!r}")
+    return found
+
+
+def _beside(rows: list, masks: list, what: str) -> list[tuple[list[int], list[int]]]:
+    if [len(row) for row in rows] != [len(mask) for mask in masks]:
+        raise InvalidParameterError(f"{what}: input_ids and attention_mask differ in shape")
+    return list(zip(rows, masks, strict=True))
+
+
+def _unmasked(row: list[int], mask: list[int], what: str) -> list[int]:
+    start = mask.index(1) if 1 in mask else len(mask)
+    if any(flag not in (0, 1) for flag in mask) or 0 in mask[start:]:
+        raise InvalidParameterError(
+            f"{what}: padding must be on the left: set tokenizer.padding_side = 'left'"
+        )
+    return row[start:]
+
+
+def _refuse_padding(model: Any, rows: list[list[int]], what: str, equal_lengths: bool) -> None:
+    """Without a mask: ids that look like padding.
+
+    A tensor of several rows had to be padded somehow, so there any padding token at an end is
+    suspect; in a list a token that also begins or ends texts may be just that.
+    """
+    pad, harmless = _hf.pad_token(model), _hf.text_bounds(model)
+    if pad is None or (pad in harmless and not equal_lengths):
+        return
+    for number, row in enumerate(rows, 1):
+        if row and pad in (row[0], row[-1]):
+            raise InvalidParameterError(
+                f"{what}, row {number}: token {pad} may be padding, and may not be: {_WITH_MASK}"
+            )
+
+
+def _check_range(model: Any, rows: list[list[int]], what: str) -> None:
+    known = model.get_input_embeddings().weight.shape[0]
+    window = _hf.window(model, None)
+    for number, row in enumerate(rows, 1):
+        wrong = [token for token in row if not 0 <= token < known]
+        if wrong:
+            raise InvalidParameterError(
+                f"{what}, row {number}: the model has {known} tokens, none of them is {wrong[0]}"
+            )
+        if window is not None and len(row) > window:
+            raise ContextTooLongError(
+                f"{what}, row {number}: {len(row)} tokens do not fit a window of {window}"
+            )
