@@ -92,4 +92,8 @@ STYLE = f"""
   .ck-trace tr {{ break-inside: avoid; }}
   .ck-trace thead {{ display: table-header-group; }}
 }}
+@supports selector(::details-content) {{ @media print {{
+  .ck-trace details.ck-passage summary {{ display: none; }}
+  .ck-trace details.ck-passage::details-content {{ content-visibility: visible; }}
+}} }}
 """
