@@ -72,27 +72,52 @@ def last_logits(
     cache: Any | None = None,
     accepted: frozenset[str] | None = None,
 ) -> Tensor:
+    """One pass over the weights: `[batch, vocab]` logits after the last token.
+
+    Arguments as `tail_logits`.
+    """
+    return tail_logits(
+        model,
+        input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        cache=cache,
+        accepted=accepted,
+    )[:, -1]
+
+
+def tail_logits(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    keep: int = 1,
+    cache: Any | None = None,
+    accepted: frozenset[str] | None = None,
+) -> Tensor:
     """One pass over the weights.
 
     Args:
         input_ids: `[batch, new]` tokens not yet in the cache.
         attention_mask: `[batch, cached + new]`, 0 at padding.
         position_ids: `[batch, new]`.
+        keep: number of last positions whose logits are wanted.
         cache: extended in place; None: nothing is kept.
         accepted: result of `accepted_arguments`, if at hand.
 
     Returns:
-        `[batch, vocab]` logits after the last token.
+        `[batch, keep, vocab]` logits after each of the last `keep` tokens.
     """
     names = accepted if accepted is not None else accepted_arguments(model)
     arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "position_ids" in names:
         arguments["position_ids"] = position_ids
     if "logits_to_keep" in names:
-        arguments["logits_to_keep"] = 1
+        arguments["logits_to_keep"] = keep
     with torch.no_grad():
         output = model(**arguments, past_key_values=cache, use_cache=cache is not None)
-    return output.logits[:, -1]
+    return output.logits[:, -keep:]
 
 
 def select_rows(cache: Any, index: Tensor) -> None:
@@ -121,6 +146,29 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     if isinstance(own, int):
         ids.append(own)
     return tuple(dict.fromkeys(ids))
+
+
+def pad_token(model: Any) -> int | None:
+    """Id that the model's generation config or config names for padding."""
+    return _declared(model, "pad_token_id")
+
+
+def text_bounds(model: Any) -> tuple[int, ...]:
+    """Ids that begin or end a text."""
+    bounds = (_declared(model, name) for name in ("bos_token_id", "eos_token_id"))
+    return tuple(token for token in bounds if token is not None)
+
+
+def _declared(model: Any, name: str) -> int | None:
+    """The first id that either config names for `name`."""
+    configs = (getattr(model, "generation_config", None), model.config.get_text_config())
+    for config in configs:
+        value = getattr(config, name, None)
+        if isinstance(value, Sequence) and value:
+            value = value[0]
+        if isinstance(value, int):
+            return value
+    return None
 
 
 def window(model: Any, tokenizer: Any) -> int | None:

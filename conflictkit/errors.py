@@ -53,8 +53,25 @@ class UnsupportedError(ConflictKitError, RuntimeError):
     """A combination that conflictkit refuses before the first token."""
 
 
+class PrefixError(ConflictKitError, RuntimeError):
+    """Tokens that a logits processor cannot place: it has to know where the answer began, and a
+    rule with memory along the answer has to have seen every token of it."""
+
+
 class PolicyError(ConflictKitError, ValueError):
     """A policy that cannot be read, written, or used with this model."""
+
+
+class RowError(ConflictKitError, ValueError):
+    """A row of an input file that cannot be scored; the message names file, line and field."""
+
+
+class OutputError(ConflictKitError, RuntimeError):
+    """A result that cannot be written, or that would overwrite something."""
+
+
+class ResumeError(ConflictKitError, RuntimeError):
+    """An interrupted run that cannot be continued; the message says what differs."""
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError:

@@ -127,6 +127,35 @@ def build_prompts(
     return {"context": prompt, "memory": memory}
 
 
+def answer_ids(
+    tokenizer: Any,
+    question: str,
+    answer: str,
+    *,
+    chat: bool | None = None,
+    template: PromptTemplate | None = None,
+) -> tuple[int, ...]:
+    """Token ids of a given answer as they stand after the prompt, the end token not included.
+
+    What stands between prompt and answer is what the chat template puts before an assistant's
+    words if that is white space, a space after a plain prompt that does not end in white space,
+    and nothing else.
+
+    Args:
+        tokenizer, question, chat, template: as in `build_prompts`.
+        answer: what was answered; white space around it is left out.
+
+    Raises:
+        EmptyInputError: question or answer without text.
+        BoundaryError: the answer cannot be told from the prompt in tokens.
+    """
+    template = template or PromptTemplate()
+    _check_text("question", question)
+    _check_text("answer", answer)
+    segments = _Segments.make(tokenizer, question.strip(), chat, template)
+    return segments.continuation(_answer_lead(tokenizer, segments) + answer.strip())
+
+
 @dataclass(frozen=True)
 class _Segments:
     """The texts around one question, and how they tokenise.
@@ -187,6 +216,22 @@ class _Segments:
             return Prompt(ids, (split, len(ids) - (len(memory) - split)))
         return self._joined(context, ids)
 
+    def continuation(self, text: str) -> tuple[int, ...]:
+        """Tokens of what follows the memory prompt; they follow the others just the same."""
+        memory, alone = self.memory_ids, self._tokens(text, literal=True)
+        if _looks_special(self.tokenizer, text + "\n" + self.question):
+            return alone
+        prompt = self.head + self.before + self.question + self.after
+        whole = self._tokens(prompt + text, start=True)
+        if whole[: len(memory)] == memory and len(whole) > len(memory):
+            return whole[len(memory) :]
+        if not alone or _words(self.tokenizer, (*memory, *alone)) != _words(self.tokenizer, whole):
+            raise BoundaryError(
+                "the prompt tokenises differently with the answer after it: end the template's "
+                "question with a newline"
+            )
+        return alone
+
     def _natural(self, context: str) -> tuple[int, ...]:
         """The whole prompt tokenised as one text, or in parts if a user's text looks special."""
         if not _looks_special(self.tokenizer, context + "\n" + self.question):
@@ -242,6 +287,26 @@ def _render_chat(tokenizer: Any, question: str, template: PromptTemplate) -> tup
             "rest: pass chat=False (command line: --no-chat)"
         )
     return head, before, after
+
+
+def _answer_lead(tokenizer: Any, segments: _Segments) -> str:
+    """White space between the prompt and the answer's first word."""
+    if segments.adds_specials:
+        ends_open = (segments.before + segments.question + segments.after)[-1:].isspace()
+        return "" if ends_open else " "
+    turns = [
+        {"role": "user", "content": _QUESTION_SLOT},
+        {"role": "assistant", "content": _CONTEXT_SLOT},
+    ]
+    try:
+        asked, told = (
+            tokenizer.apply_chat_template(turns[:n], tokenize=False, add_generation_prompt=n == 1)
+            for n in (1, 2)
+        )
+    except Exception:  # a template without assistant turns says nothing about them
+        return ""
+    lead, found, _ = told.removeprefix(asked).partition(_CONTEXT_SLOT)
+    return lead if found and told.startswith(asked) and not lead.strip() else ""
 
 
 def _truncated(segments: _Segments, body: str, end: str, limit: int) -> Prompt:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from conflictkit import _hf, atlas, calibration, engine, models, passages
+from conflictkit import _hf, atlas, calibration, engine, models, passages, scoring
 from conflictkit.answers import Answer, AnswerStream, before_stop
 from conflictkit.errors import InvalidParameterError
 from conflictkit.options import (
@@ -176,6 +176,8 @@ class Model:
             own.decoding.stop,
             lambda made: self._answer(own, 0, rows[0], made, run, truncated=cut),
         )
+
+    score = scoring.score
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,0 +1,155 @@
+"""A row to score, and what makes one malformed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from conflictkit.errors import InvalidParameterError, RowError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with its passages.
+
+    Attributes:
+        question: what is asked.
+        contexts: the passages, in order; at least one.
+        answer: the answer to score; None: the one that the model writes.
+        id: what the row is called, if anything.
+        line: where it stands in its file, counted from 1 (in Parquet files: its number).
+    """
+
+    question: str
+    contexts: tuple[str, ...]
+    answer: str | None = None
+    id: str | int | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be scored.
+
+    Attributes:
+        line: as in `Row`.
+        field: the column at fault; None: the whole row.
+        reason: what is wrong with it.
+        raw: the row as it was read; the beginning of it, if it is very long.
+    """
+
+    line: int
+    field: str | None
+    reason: str
+    raw: str
+
+    def error(self, path: str) -> RowError:
+        """The error that names file, line and field."""
+        where = f"{path}, line {self.line}" + (f", field '{self.field}'" if self.field else "")
+        return RowError(
+            f"{where}: {self.reason}: mend the row, or set such rows aside with on_error='skip' "
+            "(command line: --on-error skip); the rows before it are kept"
+        )
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which columns hold what.
+
+    Attributes:
+        question, context: must be there.
+        answer, id: None: the columns `answer` and `id`, in rows that have them; a column that is
+            named here must be in every row.
+
+    Raises:
+        InvalidParameterError: a name that is empty, or given twice.
+    """
+
+    question: str = "question"
+    context: str = "context"
+    answer: str | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        names = self.names
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise InvalidParameterError(f"a field must be the name of a column, not {name!r}")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidParameterError(f"two fields are read from the column '{twice}'")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns of question, context, answer and id."""
+        return (self.question, self.context, self.answer or "answer", self.id or "id")
+
+    def read(self, values: Mapping[str, Any], line: int) -> Row:
+        """A row from the values of its columns.
+
+        Raises:
+            Malformed: a value that is missing, empty or of the wrong type.
+        """
+        question, context, answer, name = self.names
+        for field in (question, context, *(f for f in (self.answer, self.id) if f)):
+            if field not in values:
+                raise Malformed(field, "is missing")
+        return Row(
+            question=_text(question, values[question]),
+            contexts=_passages(context, values[context]),
+            answer=_answer(answer, values.get(answer)),
+            id=_id(name, values.get(name)),
+            line=line,
+        )
+
+
+class Malformed(Exception):
+    """What is wrong with a row; never leaves the package."""
+
+    def __init__(self, field: str | None, reason: str) -> None:
+        super().__init__(reason)
+        self.field, self.reason = field, reason
+
+
+def _text(field: str, value: Any) -> str:
+    if value is None:
+        raise Malformed(field, "is empty")
+    if not isinstance(value, str):
+        raise Malformed(field, f"must be text, not {_kind(value)}")
+    if not value.strip():
+        raise Malformed(field, "is empty")
+    if "\0" in value:
+        raise Malformed(field, "holds a NUL character")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Malformed(field, f"is not valid text ({error.reason})") from error
+    return value
+
+
+def _passages(field: str, value: Any) -> tuple[str, ...]:
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        raise Malformed(field, "is empty: without a context there is nothing to compare")
+    if isinstance(value, list | tuple):
+        return tuple(_text(field, passage) for passage in value)
+    if not isinstance(value, str):
+        raise Malformed(field, f"must be text or a list of texts, not {_kind(value)}")
+    return (_text(field, value),)
+
+
+def _answer(field: str, value: Any) -> str | None:
+    return None if value is None else _text(field, value)
+
+
+def _id(field: str, value: Any) -> str | int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if not isinstance(value, str):
+        raise Malformed(field, f"must be text or a whole number, not {_kind(value)}")
+    return _text(field, value)
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a number", float: "a number", dict: "an object"}
+    return {**names, list: "a list", tuple: "a list"}.get(type(value), type(value).__name__)
