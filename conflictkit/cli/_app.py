@@ -14,6 +14,7 @@ import typer
 from conflictkit import __version__
 from conflictkit.cli._ask import ask
 from conflictkit.cli._methods import methods
+from conflictkit.cli._score import score
 from conflictkit.errors import ConflictKitError
 
 BAD_INPUT = 2
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(ask)
+app.command()(score)
 app.command()(methods)
 
 # typer ships its own copy of click or uses the installed one, by version: this is either's.

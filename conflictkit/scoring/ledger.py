@@ -91,13 +91,13 @@ class Ledger:
             with _writing(self._journal_path):
                 there = self._journal_path.exists()
                 if not there:
-                    self._refuse_finished()
+                    refuse_finished(self.out, self._overwrite)
                 journal = self._open("journal", self._journal_path)
                 self._lock(journal)
             settings, mark = _last_mark(journal)
             if settings is None:
                 if there:
-                    self._refuse_finished()
+                    refuse_finished(self.out, self._overwrite)
                 self._begin()
             elif self._agrees(settings, mark):
                 self._go_on(mark)
@@ -189,14 +189,6 @@ class Ledger:
         else:
             self._errors_partial.unlink(missing_ok=True)
             self.errors.unlink(missing_ok=True)
-
-    def _refuse_finished(self) -> None:
-        for path in (self.out, self.errors):
-            if path.exists() and not self._overwrite:
-                raise OutputError(
-                    f"'{path}' is there already: name another file, or replace it with "
-                    "overwrite=True (command line: --overwrite)"
-                )
 
     def _lock(self, journal: BinaryIO) -> None:
         if fcntl is None:
@@ -290,6 +282,21 @@ class Ledger:
             with contextlib.suppress(OSError):  # of a write that failed, and was reported
                 file.close()
         self._files = {}
+
+
+def refuse_finished(out: Path, overwrite: bool) -> None:
+    """Raise OutputError if a finished run's files are there and must not be replaced."""
+    for path in (out, _beside(out, ".errors.jsonl")):
+        if path.exists() and not overwrite:
+            raise OutputError(
+                f"'{path}' is there already: name another file, or replace it with "
+                "overwrite=True (command line: --overwrite)"
+            )
+
+
+def unfinished(out: Path) -> bool:
+    """Whether a run that writes `out` was begun and not finished."""
+    return _beside(out, ".journal").exists()
 
 
 def _last_mark(journal: BinaryIO) -> tuple[Settings | None, Mark]:

@@ -21,7 +21,7 @@ from conflictkit.errors import (
     LogitsError,
     OutputError,
 )
-from conflictkit.scoring.ledger import Ledger
+from conflictkit.scoring.ledger import Ledger, refuse_finished, unfinished
 from conflictkit.scoring.reading import Place, open_source
 from conflictkit.scoring.record import Score
 from conflictkit.scoring.rows import BadRow, Fields, Row
@@ -149,7 +149,7 @@ def score_file(
     window = window if window is not None else _BATCHES * _whole("batch_size", batch_size)
     for name, value in (("batch_tokens", batch_tokens), ("window", window)):
         _whole(name, value)
-    target = output(out, source)
+    target = output(out, source, overwrite=overwrite)
     rows = open_source(source, fields)
     scorer = Scorer(model, method, **options)
     settings = _settings(scorer, fields, target, tokens=tokens, generate=generate)
@@ -195,11 +195,13 @@ def score_file(
     )
 
 
-def output(out: str | os.PathLike[str], source: str | os.PathLike[str]) -> Path:
+def output(
+    out: str | os.PathLike[str], source: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
     """The file to write, checked before any work is done.
 
     Raises:
-        OutputError: not a `.jsonl` or `.parquet` file, its folder is missing, it is not a regular
+        OutputError: it is there already and no run is unfinished, it is not a `.jsonl` or `.parquet` file, its folder is missing, it is not a regular
             file, or it is (or would overwrite, on the way) the input.
     """
     name = os.fspath(out)
@@ -215,6 +217,8 @@ def output(out: str | os.PathLike[str], source: str | os.PathLike[str]) -> Path:
             raise OutputError(f"cannot write '{name}': no permission in '{path.parent}'")
         if Path(os.path.realpath(source)) in (path, path.with_name(path.name + ".errors.jsonl")):
             raise OutputError(f"'{name}' would overwrite the input: name another file")
+        if not unfinished(path):
+            refuse_finished(path, overwrite)
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot write '{name}': {error}") from error
     return path

@@ -1,0 +1,272 @@
+"""`conflictkit score`: a file of questions in, a file of conflict scores out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from conflictkit.cli import _ask, _output
+from conflictkit.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from conflictkit.scoring import Progress, Summary
+
+_COLUMNS = "Columns"
+_ANSWERS = "Answers that are not given"
+_MODEL = "Model"
+_RUN = "Run"
+_INTERRUPTED = 130
+_STEPS = 1_000_000
+
+
+def _option(*names: str, panel: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+def score(
+    rows: Annotated[str, typer.Argument(metavar="ROWS", help="A .jsonl, .csv or .parquet file.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", help="A .jsonl or .parquet to write.")
+    ],
+    detector: Annotated[
+        list[str] | None,
+        typer.Option("--detector", "-d", metavar="NAME", help="A score to take; repeat for more."),
+    ] = None,
+    no_tokens: Annotated[
+        bool, typer.Option("--no-tokens", help="Leave the single tokens out of the output.")
+    ] = False,
+    question_field: Annotated[
+        str, _option(metavar="NAME", panel=_COLUMNS, help="Holds the question.")
+    ] = "question",
+    context_field: Annotated[
+        str, _option(metavar="NAME", panel=_COLUMNS, help="Holds the passage, or a list of them.")
+    ] = "context",
+    answer_field: Annotated[
+        str | None,
+        _option(metavar="NAME", panel=_COLUMNS, help="Holds the answer; else 'answer', if there."),
+    ] = None,
+    id_field: Annotated[
+        str | None,
+        _option(metavar="NAME", panel=_COLUMNS, help="Holds the row's name; else 'id', if there."),
+    ] = None,
+    generate: Annotated[
+        bool, _option("--generate", panel=_ANSWERS, help="Score the model's own answers always.")
+    ] = False,
+    method: Annotated[
+        str | None,
+        _option("--method", "-m", metavar="NAME", panel=_ANSWERS, help="By default: plain."),
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        _option("--param", "-p", metavar="NAME=VALUE", panel=_ANSWERS, help="Of the method."),
+    ] = None,
+    when: Annotated[
+        str | None, _option(metavar="GATE", panel=_ANSWERS, help="Act only there: 'jsd > 0.3'.")
+    ] = None,
+    strength: Annotated[
+        str | None,
+        _option(metavar="NUMBER", panel=_ANSWERS, help="How strongly, or a detector's name."),
+    ] = None,
+    start_after: Annotated[
+        str | None, _option(metavar="TEXT", panel=_ANSWERS, help="Act only behind this text.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        _option(metavar="FILE", panel=_ANSWERS, help="A saved policy, instead of all of these."),
+    ] = None,
+    max_new_tokens: Annotated[int | None, _option(panel=_ANSWERS, help="Longest answer.")] = None,
+    stop: Annotated[
+        list[str] | None, _option(metavar="TEXT", panel=_ANSWERS, help="End before this text.")
+    ] = None,
+    model: Annotated[
+        str, _option(metavar="NAME", panel=_MODEL, help="atlas, a Hugging Face id, or a folder.")
+    ] = "atlas",
+    device: Annotated[str | None, _option(panel=_MODEL, help="cpu, cuda, cuda:1, mps.")] = None,
+    dtype: Annotated[
+        str | None, _option(panel=_MODEL, help="float32, bfloat16, float16 or auto.")
+    ] = None,
+    pad_token: Annotated[
+        str | None, _option(panel=_MODEL, help="For a tokenizer without one.")
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        _option(
+            "--chat/--no-chat",
+            panel=_MODEL,
+            help="Use the chat template or not; by default if there is one.",
+        ),
+    ] = None,
+    truncate: Annotated[
+        bool,
+        _option("--truncate", panel=_MODEL, help="Cut contexts that do not fit the window."),
+    ] = False,
+    batch_size: Annotated[int, _option(min=1, panel=_RUN, help="Most rows in a batch.")] = 16,
+    batch_tokens: Annotated[
+        int, _option(min=1, panel=_RUN, help="Most tokens in a batch.")
+    ] = 16384,
+    window: Annotated[
+        int | None,
+        _option(
+            min=1, panel=_RUN, help="Rows to form batches among and save at once; else 16 batches."
+        ),
+    ] = None,
+    on_error: Annotated[
+        str,
+        _option(
+            metavar="stop|skip",
+            panel=_RUN,
+            help="At a malformed row: stop, or set it aside in FILE.errors.jsonl.",
+        ),
+    ] = "stop",
+    overwrite: Annotated[
+        bool, _option("--overwrite", panel=_RUN, help="Replace FILE, or start over.")
+    ] = False,
+    as_json: Annotated[
+        bool, _option("--json", panel=_RUN, help="Print the summary as JSON.")
+    ] = False,
+) -> None:
+    """Score how far context and memory are apart, for every row of a file.
+
+    Rows that hold an answer have that answer scored; for the others the model writes one. A run
+    that was cut short goes on when the same command is given again.
+    """
+    if param and method is None:
+        raise InvalidParameterError("--param belongs to a method: name it with --method")
+    if on_error not in ("stop", "skip"):
+        raise InvalidParameterError(f"--on-error must be stop or skip, not '{on_error}'")
+    control = {
+        "method": _ask._spec(method, param or ()),
+        "policy": policy,
+        "when": when,
+        "strength": _ask._strength(strength),
+        "start_after": start_after,
+    }
+    options: dict[str, Any] = {
+        "scores": detector,
+        "max_new_tokens": max_new_tokens,
+        "stop": stop,
+        "chat": chat,
+        "truncate": truncate or None,
+    }
+    columns = {
+        "question": question_field,
+        "context": context_field,
+        "answer": answer_field,
+        "id": id_field,
+    }
+    source = {"device": device, "dtype": dtype, "pad_token": pad_token}
+    settings = {
+        "generate": generate,
+        "tokens": not no_tokens,
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "window": window,
+        "on_error": on_error,
+        "overwrite": overwrite,
+        **{name: value for name, value in options.items() if value is not None},
+    }
+    with _progress() as watch:
+        try:
+            summary = _run(rows, out, columns, control, (model, source), settings, watch)
+        except KeyboardInterrupt:
+            watch.close()
+            typer.echo("conflictkit: interrupted: the same command goes on from here", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+    if as_json:
+        _output.write_json(summary.to_dict())
+    else:
+        _output.console().print(*_lines(summary), sep="\n", markup=False)
+
+
+def _run(
+    rows: str,
+    out: str,
+    columns: dict[str, str | None],
+    control: dict[str, Any],
+    source: tuple[str, dict[str, Any]],
+    settings: dict[str, Any],
+    watch: _Watch,
+) -> Summary:
+    # Late: these import torch. Everything that may be wrong is found before a model is loaded.
+    with contextlib.redirect_stdout(sys.stderr):
+        from conflictkit import detectors, scoring, toolkit
+        from conflictkit.policy import choose
+        from conflictkit.scoring.reading import open_source
+        from conflictkit.scoring.run import output
+
+        fields = scoring.Fields(**columns)  # type: ignore[arg-type]
+        output(out, rows, overwrite=settings["overwrite"])
+        open_source(rows, fields)
+        for name in settings.get("scores", ()):
+            detectors.get(name)
+        method = control.pop("method")
+        bare = method is None and control["policy"] is None
+        chosen = choose("plain" if bare else method, control.pop("policy"), control)
+        model = toolkit.load(source[0], **source[1])
+        return scoring.score_file(
+            model, rows, out, policy=chosen, fields=fields, progress=watch, **settings
+        )
+
+
+class _Watch:
+    """Draws how far a run is, if there is anyone to see it."""
+
+    def __init__(self, draw: Callable[[Progress], None], close: Callable[[], None]) -> None:
+        self._draw, self.close = draw, close
+
+    def __call__(self, progress: Progress) -> None:
+        self._draw(progress)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[_Watch]:
+    """A bar with the time that is left, on standard error, only on a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Watch(lambda progress: None, lambda: None)
+        return
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("scoring"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rows]:,} rows"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+    def draw(progress: Progress) -> None:
+        done = round(progress.done * _STEPS)
+        if not bars.tasks:
+            # Begun where an earlier run stopped, so that its work does not count as speed.
+            bars.add_task("", total=_STEPS, completed=done, rows=progress.rows)
+            bars.start()
+        bars.update(bars.task_ids[0], completed=done, rows=progress.rows)
+
+    try:
+        yield _Watch(draw, bars.stop)
+    finally:
+        bars.stop()
+
+
+def _lines(summary: Summary) -> Iterator[str]:
+    """What a run did, for people."""
+    yield (
+        f"{summary.rows:,} rows scored ({summary.given:,} answers given, {summary.generated:,} "
+        f"written), {summary.tokens:,} answer tokens -> {summary.out}"
+    )
+    if summary.errors is not None:
+        yield f"{summary.skipped:,} malformed rows set aside -> {summary.errors}"
+    done = f"{summary.seconds:,.1f} s, {summary.rows_per_second:,.1f} rows/s"
+    if summary.resumed:
+        done += f"; {summary.resumed:,} rows were there from before"
+    yield done
