@@ -180,3 +180,97 @@ def window(model: Any, tokenizer: Any) -> int | None:
             return value
     length = getattr(tokenizer, "model_max_length", None)
     return int(length) if isinstance(length, int) and 0 < length < 10**9 else None
+
+
+def cached_length(cache: Any) -> int:
+    """Number of positions in a cache of transformers."""
+    return int(cache.get_seq_length())
+
+
+def special_tokens(config: Any) -> tuple[tuple[int, ...], int | None]:
+    """End tokens and padding token as `generate` prepared them in its config."""
+    ends, pad = config._eos_token_tensor, config._pad_token_tensor
+    return () if ends is None else tuple(ends.tolist()), None if pad is None else int(pad)
+
+
+# Options of generate() that need a loop of their own, or a cache of their own, or outputs of the
+# model that a run does not keep; with the values that ask for nothing.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "early_stopping": (False,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "constraints": (),
+    "force_words_ids": (),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "low_memory": (False,),
+    "guidance_scale": (1, 1.0),
+    "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (),
+    "use_mtp": (False,),
+    "speculation_type": (),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+    "cache_implementation": ("dynamic",),
+    "prefill_chunk_size": (),
+}
+
+
+def refused_options(config: Any) -> list[str]:
+    """Names of the options in a generation config that our decoding loop does not carry out."""
+    found = [
+        name
+        for name, idle in _REFUSED.items()
+        if (value := getattr(config, name, None)) is not None and value not in idle
+    ]
+    if config.num_beams > 1 and config.do_sample:
+        found.append("do_sample with num_beams")
+    return found
+
+
+def split_processors(processors: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """What `generate` applies before a method and what after it: warpers and whatever follows
+    them (watermarks, normalisation) stand at the end of its list."""
+    from transformers.generation import logits_process
+
+    late = tuple(
+        getattr(logits_process, name)
+        for name in dir(logits_process)
+        if name.endswith("LogitsWarper")
+        or name in ("LogitNormalization", "WatermarkLogitsProcessor")
+        or name == "SynthIDTextWatermarkLogitsProcessor"
+    )
+    everything = list(processors)
+    count = len(everything)
+    while count and isinstance(everything[count - 1], late):
+        count -= 1
+    return everything[:count], everything[count:]
+
+
+def ends_rows_apart(criteria: Any) -> bool:
+    """Whether some stopping criterion can end one row of a batch before another."""
+    from transformers import MaxLengthCriteria, MaxTimeCriteria
+
+    return any(not isinstance(item, MaxLengthCriteria | MaxTimeCriteria) for item in criteria or ())
+
+
+def generation_output(
+    sequences: Tensor,
+    *,
+    scores: tuple[Tensor, ...] | None,
+    logits: tuple[Tensor, ...] | None,
+    beam_indices: Tensor | None,
+    beam_scores: Tensor | None,
+) -> Any:
+    """What `generate` returns with `return_dict_in_generate`; beams if there are indices."""
+    from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+
+    if beam_indices is None:
+        return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=logits)
+    return GenerateBeamDecoderOnlyOutput(
+        sequences=sequences,
+        sequences_scores=beam_scores,
+        scores=scores,
+        logits=logits,
+        beam_indices=beam_indices,
+    )

@@ -18,12 +18,12 @@ from conflictkit.types import TokenRecord
 
 @dataclass(frozen=True)
 class _Beam:
-    """A prefix: its tokens, what was recorded of them, its summed score, its row when it grew."""
+    """A prefix: its tokens, what was recorded of them, its summed score, the row of each token."""
 
     score: float
     ids: tuple[int, ...] = ()
     records: tuple[TokenRecord, ...] = ()
-    origin: int = 0
+    path: tuple[int, ...] = ()
 
 
 @dataclass
@@ -45,7 +45,8 @@ def search(run: Stepper) -> list[list[Answer]]:
         step, combined = run.predict()
         run.check(step, step.invalid.tolist())
         log = run.log(step, combined)
-        scores = combined.logits.log_softmax(-1)
+        # A host adds what its processors left of the log-probabilities, normalised or not.
+        scores = combined.logits if run.host else combined.logits.log_softmax(-1)
         for number, row in enumerate(rows):
             if row.closed:
                 continue
@@ -79,17 +80,19 @@ def _extend(
     width, penalty = run.decoding.num_beams, run.decoding.length_penalty
     length = len(row.live[0].ids) + 1
     live: list[_Beam] = []
+    rows = [offset + parent for _, parent, _ in found]
+    stopped = run.stopped(rows, [token for _, _, token in found])
     for rank, (total, parent, token) in enumerate(found):
         source = row.live[parent]
         ids = (*source.ids, token)
-        reason = run.ending(ids, token)
+        reason = run.ending(ids, token, stopped[rank])
         # An end that is not among the best `width` is no answer, nor is a beam beyond them.
         if len(live) == width if reason is None else rank >= width:
             continue
         records = source.records
         if log is not None:
             records = (*records, log.record(offset + parent, token))
-        beam = _Beam(total, ids, records, offset + parent)
+        beam = _Beam(total, ids, records, (*source.path, offset + parent))
         if reason is None:
             live.append(beam)
         else:
@@ -109,7 +112,7 @@ def _move(run: Stepper, rows: list[_Row], width: int) -> None:
     tokens: list[int] = []
     for number, row in enumerate(rows):
         beams = [] if row.closed else row.live
-        origins = [beam.origin for beam in beams] or [number * width]
+        origins = [beam.path[-1] for beam in beams] or [number * width]
         newest = [beam.ids[-1] for beam in beams] or [0]
         spare = width - len(origins)
         index += origins + [origins[0]] * spare
@@ -119,6 +122,5 @@ def _move(run: Stepper, rows: list[_Row], width: int) -> None:
 
 
 def _answer(beam: _Beam, reason: str) -> Answer:
-    if reason == "eos":
-        return Answer(list(beam.ids[:-1]), list(beam.records), reason, beam.score, beam.ids[-1])
-    return Answer(list(beam.ids), list(beam.records), reason, beam.score)
+    ids, end = (beam.ids[:-1], beam.ids[-1]) if reason == "eos" else (beam.ids, None)
+    return Answer(list(ids), list(beam.records), reason, beam.score, end, beam.path)

@@ -78,6 +78,7 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
     answers = [[Answer() for _ in range(copies)] for _ in range(run.batch)]
     places = [(row, sample) for row in range(run.batch) for sample in range(copies)]
     chooser = Chooser(run.decoding, len(places))
+    over: set[int] = set()  # rows that a host keeps though their answers have ended
     while places:
         step, combined = run.predict()
         tokens = chooser.choose(combined.logits)
@@ -85,15 +86,18 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
         log = run.log(step, combined)
         # One transfer to the host per step.
         host = torch.stack([tokens.double(), chosen.double(), step.invalid.double()]).tolist()
-        run.check(step, [bool(bad) for bad in host[2]])
+        run.check(step, [bad > 0 and place not in over for place, bad in enumerate(host[2])])
+        stopped = run.stopped(range(len(places)), [int(token) for token in host[0]])
         going: list[int] = []
         for position, (row, sample) in enumerate(places):
+            if position in over:
+                continue
             answer, token = answers[row][sample], int(host[0][position])
             answer.score += host[1][position]
             record = log.record(position, token) if log else None
             if record:
                 answer.records.append(record)
-            reason = run.ending([*answer.ids, token], token)
+            reason = run.ending([*answer.ids, token], token, stopped[position])
             if reason == "eos":
                 answer.end_token = token
             else:
@@ -105,7 +109,10 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
             yield Event(row, sample, token, record, reason)
         if not going:
             break
-        if len(going) < len(places):
+        if run.host:
+            over = set(range(len(places))) - set(going)
+            tokens[sorted(over)] = run.host.fill
+        elif len(going) < len(places):
             index = torch.tensor(going, device=tokens.device)
             run.select(index)
             chooser.select(going)

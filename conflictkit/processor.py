@@ -113,6 +113,8 @@ class ConflictProcessor(LogitsProcessor):
         Returns:
             `[rows, vocab]` float32: `scores` bit for bit (as float32) in rows where the method
             gives the context weight 1 and memory 0; normalised log-probabilities in all others.
+            A method that answers from memory alone (`memory`) keeps the tokens forbidden in
+            `scores` forbidden and looks at nothing else in them.
 
         Raises:
             PrefixError: where the answer began is not clear, or a token of it was never seen.
@@ -136,9 +138,10 @@ class ConflictProcessor(LogitsProcessor):
                     "both must come from models with one vocabulary"
                 )
             if self.control.needs[0] == "memory":
-                # What the processors before this one forbade stays forbidden.
+                # What the processors before this one forbade stays forbidden; and beams add up
+                # what they are given, so it has to be log-probabilities.
                 memory = memory.float().masked_fill(scores == -torch.inf, -torch.inf)
-                logits = {"memory": memory} | logits
+                logits = {"memory": memory.log_softmax(-1)} | logits
             else:
                 logits["memory"] = memory
         logits = {name: logits[name] for name in self.control.needs}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,19 +24,49 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class Answer:
-    """An answer while it grows: everything that `Generation` holds but the run's cost."""
+    """An answer while it grows: everything that `Generation` holds but the run's cost.
+
+    A beam's `path` names, for each of its tokens, the row of the batch that it was chosen in.
+    """
 
     ids: list[int] = field(default_factory=list)
     records: list[TokenRecord] = field(default_factory=list)
     finish_reason: str = "length"
     score: float = 0.0
     end_token: int | None = None
+    path: tuple[int, ...] = ()
 
     def finished(self, stats: Stats) -> Generation:
         """The answer as a `Generation`."""
         return Generation(
             tuple(self.ids), tuple(self.records), self.finish_reason, self.score, stats
         )
+
+
+@dataclass
+class Host:
+    """What somebody else's loop, such as transformers' `generate`, asks of a run inside it.
+
+    With a host rows stay in the batch after their answers have ended, because its processors may
+    hold something per row.
+
+    Attributes:
+        ids: `[batch, length]` the prompts as the host knows them; processors, warpers and
+            `stopping` see these ids and what follows, whatever the streams read.
+        fill: token written behind an answer's end.
+        warpers: applied to the controlled scores, in order.
+        stopping: `(ids [rows, length], scores)` -> `[rows]` bool, which rows end there.
+        keep: keep the answering stream's logits and the controlled scores of every step.
+        logits, scores: what was kept, `[rows, vocab]` each.
+    """
+
+    ids: Tensor
+    fill: int
+    warpers: Sequence[Processor]
+    stopping: Callable[[Tensor, Any], Tensor]
+    keep: bool = False
+    logits: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
 
 
 class Stepper:
@@ -52,7 +83,8 @@ class Stepper:
         top: number of candidates of each stream to record; None: record nothing at all.
         compare: names of streams to compare with one another at every token that is recorded.
         processors: transformers' logits processors, applied to the answering stream before the
-            rule, in order.
+            rule, in order; beams hand them log-probabilities, as transformers' do.
+        host: the loop that this run is part of, if it is part of one.
 
     Raises:
         InvalidParameterError: a stream that the rule or a detector needs is missing, or the
@@ -71,6 +103,7 @@ class Stepper:
         top: int | None = 5,
         compare: Sequence[str] = (),
         processors: Sequence[Processor] = (),
+        host: Host | None = None,
     ) -> None:
         needed = [(f"rule '{rule.name}'", rule.needs)]
         needed += [(f"detector '{detector.name}'", detector.needs) for detector in detectors]
@@ -91,6 +124,7 @@ class Stepper:
         self.top = top
         self.compare = tuple(compare)
         self.processors = tuple(processors)
+        self.host = host
         self.first = first
         self.batch = self.streams[first].batch
         self._logits: dict[str, Tensor] = {}
@@ -114,24 +148,56 @@ class Stepper:
         """What every stream says about the next token, and what the rule makes of it."""
         device = self._logits[self.first].device
         logits = {name: values.to(device) for name, values in self._logits.items()}
-        for processor in self.processors:
-            ids = self.streams[self.first].ids
-            logits[self.first] = processor(ids, logits[self.first].float())
+        if self.processors or self.host:
+            own = logits[self.first].float()
+            if self.host and self.host.keep:
+                self.host.logits.append(own)
+            if self.decoding.num_beams > 1:
+                own = own.log_softmax(-1)
+            for processor in self.processors:
+                own = processor(self.ids, own)
+            logits[self.first] = own
         step = Step.from_logits(logits, self._index, self._previous)
         combined = mix(step, self.rule(step, self._state))
         self._state = combined.state
+        if self.host:
+            warped = combined.logits
+            for warper in self.host.warpers:
+                warped = warper(self.ids, warped)
+            if self.host.keep:
+                self.host.scores.append(warped)
+            combined = replace(combined, logits=warped)
         return step, combined
+
+    @property
+    def ids(self) -> Tensor:
+        """`[batch, length]` prompt and answer so far, as processors see them."""
+        return self.host.ids if self.host else self.streams[self.first].ids
+
+    def stopped(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Which of these tokens, each appended to its row, the host would end an answer with."""
+        if self.host is None:
+            return [False] * len(rows)
+        ids = self.host.ids
+        newest = torch.tensor(tokens, device=ids.device)[:, None]
+        kept = tuple(self.host.scores) if self.host.keep else None
+        return self.host.stopping(torch.cat([ids[list(rows)], newest], dim=1), kept).tolist()
 
     def advance(self, tokens: Tensor) -> None:
         """Append one token to every row of every stream."""
         self._index += 1
         self._previous = tokens.to(self._logits[self.first].device)
+        if self.host:
+            newest = tokens.to(self.host.ids.device)[:, None]
+            self.host.ids = torch.cat([self.host.ids, newest], dim=1)
         self._logits = {name: stream.step(tokens) for name, stream in self.streams.items()}
 
     def select(self, index: Tensor) -> None:
         """Keep the rows `index` of every stream and of the rule's state."""
         for stream in self.streams.values():
             stream.select(index)
+        if self.host:
+            self.host.ids = self.host.ids[index.to(self.host.ids.device)]
         self._state = {
             name: values[index.to(values.device)] for name, values in self._state.items()
         }
@@ -159,10 +225,15 @@ class Stepper:
                 "finite is left to choose (look at the model's dtype and at the processors)"
             )
 
-    def ending(self, ids: Sequence[int], token: int) -> str | None:
-        """Why an answer with these ids (`token` the newest) ends here, or None if it goes on."""
+    def ending(self, ids: Sequence[int], token: int, stopped: bool) -> str | None:
+        """Why an answer with these ids (`token` the newest) ends here, or None if it goes on.
+
+        `stopped` is what `Stepper.stopped` says of it.
+        """
         if token in self.end_ids:
             return "eos"
+        if stopped:
+            return "stop"
         if self.decoding.stop:
             text = self.decode(ids)
             if any(stop in text for stop in self.decoding.stop):
