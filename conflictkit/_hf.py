@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -254,23 +254,19 @@ def ends_rows_apart(criteria: Any) -> bool:
     return any(not isinstance(item, MaxLengthCriteria | MaxTimeCriteria) for item in criteria or ())
 
 
-def generation_output(
-    sequences: Tensor,
-    *,
-    scores: tuple[Tensor, ...] | None,
-    logits: tuple[Tensor, ...] | None,
-    beam_indices: Tensor | None,
-    beam_scores: Tensor | None,
-) -> Any:
-    """What `generate` returns with `return_dict_in_generate`; beams if there are indices."""
+def generation_output(fields: Mapping[str, Any]) -> Any:
+    """What `generate` returns with `return_dict_in_generate`, of beams if there are indices."""
     from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
-    if beam_indices is None:
-        return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=logits)
-    return GenerateBeamDecoderOnlyOutput(
-        sequences=sequences,
-        sequences_scores=beam_scores,
-        scores=scores,
-        logits=logits,
-        beam_indices=beam_indices,
-    )
+    beams = "beam_indices" in fields
+    return (GenerateBeamDecoderOnlyOutput if beams else GenerateDecoderOnlyOutput)(**fields)
+
+
+def register_pipeline(task: str, pipeline: type, model: type) -> None:
+    """Let `transformers.pipeline(task)` make `pipeline`, around a `model`; once per process."""
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    if task not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            task, pipeline_class=pipeline, pt_model=model, type="text"
+        )

@@ -19,7 +19,15 @@ from torch import Tensor
 from conflictkit import _hf, engine, methods, models
 from conflictkit.beams import search
 from conflictkit.errors import ContextTooLongError, InvalidParameterError, UnsupportedError
-from conflictkit.handed import Ids, Method, Policies, control_of, rows_of, split_parameters, unpadded
+from conflictkit.handed import (
+    Ids,
+    Method,
+    Policies,
+    control_of,
+    rows_of,
+    split_parameters,
+    unpadded,
+)
 from conflictkit.policy import PARTS
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Host, Stepper
@@ -130,16 +138,21 @@ def decode(
     finally:
         streamer.end()
     said, paths, scores = found
-    sequences = torch.cat([input_ids[::repeats].repeat_interleave(n, 0), _table(said, fill, input_ids)], 1)
+    sequences = torch.cat(
+        [input_ids[::repeats].repeat_interleave(n, 0), _table(said, fill, input_ids)], 1
+    )
     if not config.return_dict_in_generate:
         return sequences
-    return _hf.generation_output(
-        sequences,
-        scores=tuple(host.scores) if config.output_scores else None,
-        logits=tuple(host.logits) if config.output_logits else None,
-        beam_indices=_table(paths, -1, input_ids).int() if config.num_beams > 1 else None,
-        beam_scores=torch.tensor(scores) if config.output_scores else None,
-    )
+    output: dict[str, Any] = {"sequences": sequences}
+    if config.output_scores:
+        output["scores"] = tuple(host.scores)
+    if config.output_logits:
+        output["logits"] = tuple(host.logits)
+    if config.num_beams > 1:
+        output["beam_indices"] = _table(paths, -1, input_ids).int()
+        if config.output_scores:
+            output["sequences_scores"] = torch.tensor(scores, device=input_ids.device)
+    return _hf.generation_output(output)
 
 
 def _signature() -> inspect.Signature:
@@ -220,7 +233,9 @@ def _refuse(config: Any, processors: Sequence[Any], given: dict[str, Any]) -> No
     if unknown:
         raise UnsupportedError(f"ck.decode reads input_ids only, not {', '.join(unknown)}")
     cache = given.get("past_key_values")
-    if cache is not None and (_hf.cached_length(cache) or getattr(cache, "_is_user_defined", False)):
+    if cache is not None and (
+        _hf.cached_length(cache) or getattr(cache, "_is_user_defined", False)
+    ):
         raise UnsupportedError(
             "ck.decode keeps its own caches: leave past_key_values out and pass all input_ids"
         )

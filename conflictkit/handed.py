@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from conflictkit import _hf, models
@@ -78,7 +77,8 @@ def unpadded(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     """
     rows = input_ids.tolist()
     if mask is not None:
-        rows = [_unmasked(row, own, "input_ids") for row, own in zip(rows, mask.tolist())]  # noqa: B905
+        beside = zip(rows, mask.tolist(), strict=True)
+        rows = [_unmasked(row, own, "input_ids") for row, own in beside]
     if not rows or not all(rows):
         raise EmptyInputError("input_ids needs at least one token in every row")
     return rows

@@ -1,4 +1,4 @@
-"""The processor written down plainly: every call reads every row anew, alone, without cache."""
+"""The processor written down plainly: it reads every row from its beginning, alone, uncached."""
 
 from __future__ import annotations
 
@@ -19,22 +19,29 @@ class Exact(LogitsProcessor):
         self, model: Any, rule: Any, prompts: Sequence[dict[str, list[int]]], width: int
     ) -> None:
         self.model, self.rule, self.prompts, self.width = model, rule, prompts, width
+        self._read: dict[tuple[int, ...], Tensor] = {}
+
+    def _next(self, ids: Sequence[int]) -> Tensor:
+        key = tuple(ids)
+        if key not in self._read:
+            self._read[key] = next_logits(self.model, key)
+        return self._read[key]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         repeats = len(input_ids) // len(self.prompts)
         rows = []
         for row, ids in enumerate(input_ids.tolist()):
             prompt, said = self.prompts[row // repeats], ids[self.width :]
-            state = None
+            state, controlled = None, scores
             for length in range(len(said) + 1):
-                memory = next_logits(self.model, [*prompt["memory"], *said[:length]])
+                memory = self._next([*prompt["memory"], *said[:length]])
                 if length < len(said):
-                    context = next_logits(self.model, [*prompt["context"], *said[:length]])
+                    context = self._next([*prompt["context"], *said[:length]])
                 else:
                     context = scores[row : row + 1].float()
                 combined = self.rule.combine(context, memory, state)
-                state = combined.state
-            rows.append(combined.logits)
+                state, controlled = combined.state, combined.logits
+            rows.append(controlled)
         return torch.cat(rows)
 
 
