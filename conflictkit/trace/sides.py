@@ -44,11 +44,18 @@ def sentences(trace: Trace) -> list[str]:
     if found is None:
         return []
     told = [_followed(found)]
-    if found.passages_apart is not None:
-        told.append(_apart(trace, found.passages_apart))
-    if found.passages_apart is None or found.passages_apart.jsd < CONTRADICTION:
-        told.append(_apart(trace, found.memory_apart))
-    if found.memory_sides_with and found.passages_apart and found.passages_apart.jsd >= CALM:
+    between = found.passages_apart
+    if between is not None:
+        told.append(_apart(trace, between))
+    if between is None or between.jsd < CONTRADICTION:
+        # What each would say at a token is told once.
+        again = (
+            between is not None
+            and between.jsd >= CALM
+            and between.token == found.memory_apart.token
+        )
+        told.append(_apart(trace, found.memory_apart, spell=not again))
+    if found.memory_sides_with and between is not None and between.jsd >= CALM:
         told.append(f"Memory sides with {listed(found.memory_sides_with)}.")
     return told
 
@@ -91,7 +98,7 @@ def _followed(found: AnswerPassages) -> str:
     return f"The answer follows {listed(found.follows)} ({', '.join(facts)})."
 
 
-def _apart(trace: Trace, widest: Widest) -> str:
+def _apart(trace: Trace, widest: Widest, *, spell: bool = True) -> str:
     one, other = widest.between
     scale = f"{CONFLICT_SCORE} {number(widest.jsd)} of at most {number(MAX_CONFLICT)}"
     of_passages = MEMORY not in widest.between
@@ -107,7 +114,9 @@ def _apart(trace: Trace, widest: Widest) -> str:
         pair, verb = pair.replace(" and memory", ""), "contradicts memory"
     text = f'{pair} {verb} at "{said(trace, widest.token)}" ({scale})'
     token = trace.tokens[widest.token].passages
-    return f"{text}: {wanted(token, widest.between)}." if token is not None else f"{text}."
+    if token is None or not spell:
+        return f"{text}."
+    return f"{text}: {wanted(token, widest.between)}."
 
 
 def said(trace: Trace, place: int) -> str:

@@ -33,6 +33,9 @@ def test_json_page_and_terminal_say_the_same(run: Run, folder: Path, tmp_path: P
         "passage 1",
         "passage 2",
     ]
+    quiet = tmp_path / "quiet.html"
+    assert run(*asked(folder), "--quiet", "--html", quiet).out.strip() == said["answer"]
+    assert quiet.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     shown = run(*asked(folder)).out
     for text in (shown, page.read_text(encoding="utf-8")):
         assert "The answer " in text

@@ -182,6 +182,17 @@ def test_the_story_of_passages_that_agree() -> None:
     ]
 
 
+def test_what_each_would_say_is_told_once() -> None:
+    jsd = ((0.0, 0.3, 0.01), (0.3, 0.0, 0.31), (0.01, 0.31, 0.0))
+    one = dataclasses.replace(LONDON, passages=read((0.004, 0.86, 0.01), jsd, SAID))
+    assert sentences(apart(tokens=(one,)))[1:] == [
+        'Passages 1 and 2 differ most at "London" (jsd 0.31 of at most 0.69): '
+        'passage 1 would say "London", passage 2 and memory "Warsaw".',
+        'Passage 1 and memory differ most at "London" (jsd 0.30 of at most 0.69).',
+        "Memory sides with passage 2.",
+    ]
+
+
 def test_the_story_of_one_passage_against_memory() -> None:
     names, jsd = NAMES[:2], ((0.0, 0.55), (0.55, 0.0))
     one = dataclasses.replace(LONDON, passages=read((0.9, 0.1), jsd, SAID[:2], names))
