@@ -279,8 +279,8 @@ def _scaled(mix: Mix, strength: Tensor) -> Mix:
     # Beyond the rules' own bound float32 scores could overflow.
     return replace(
         mix,
-        context_weight=torch.where(off, 1.0, own.clamp(-MAX_WEIGHT, MAX_WEIGHT)),
-        memory_weight=torch.where(off, 0.0, other.clamp(-MAX_WEIGHT, MAX_WEIGHT)),
+        context_weight=own.clamp(-MAX_WEIGHT, MAX_WEIGHT),
+        memory_weight=other.clamp(-MAX_WEIGHT, MAX_WEIGHT),
         support=support,
         bias=bias,
     )

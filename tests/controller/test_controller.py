@@ -43,6 +43,32 @@ def test_strength_one_and_an_open_gate_are_the_rule_bit_for_bit(name):
         assert torch.equal(made.context_weight, wanted.context_weight)
 
 
+def test_strength_one_is_exact_where_rounding_would_show():
+    rule, step = methods.build("interpolate", weight=0.1), one_step()
+    made = Controller(rule, when="jsd > -1")(step, Controller(rule, when="jsd > -1").initial(6))
+    assert torch.equal(made.context_weight, rule(step, {}).context_weight)
+
+
+def test_a_negative_score_is_no_strength():
+    control = Controller(methods.build("cad"), strength="confidence-gain")
+    signs = set()
+    for step in steps(6, 10, seed=8):
+        made = control(step, control.initial(6))
+        gain = (step.context.exp() * step.context).sum(-1) - (step.memory.exp() * step.memory).sum(
+            -1
+        )
+        off = (made.context_weight == 1).flatten().tolist()
+        assert off == (gain <= 0).tolist()
+        signs |= set(off)
+    assert signs == {True, False}
+
+
+def test_a_gated_memory_still_answers_from_the_context_where_the_gate_is_shut():
+    control = Controller(methods.build("memory"), when="memory-entropy > 1")
+    assert control.needs == ("context", "memory")
+    assert Controller(methods.build("memory")).needs == ("memory",)
+
+
 @pytest.mark.parametrize("strength", [0.3, 1.7])
 @pytest.mark.parametrize("name", ["cad", "adacad", "interpolate", "coiecd", "arr"])
 def test_strength_scales_what_the_rule_changes(name, strength):
@@ -135,13 +161,15 @@ def test_rows_with_their_own_controllers_are_as_if_alone():
         Controller(methods.build("memory"), strength="jsd"),
         Controller(methods.build("grd")),
         Controller(methods.build("plain")),
+        Controller(methods.build("ck-plug", alpha=0.8)),
+        Controller(methods.build("cad", variant="released")),
     ]
     batch = PerRow.of(controls)
     assert isinstance(batch, PerRow)
-    assert len(batch.controls) == 5
-    state = batch.initial(6)
+    assert len(batch.controls) == 7
+    state = batch.initial(8)
     alone = [control.initial(1) for control in controls]
-    for step in steps(6, 12, seed=9):
+    for step in steps(8, 12, seed=9):
         made = mix(step, batch(step, state))
         state = made.state
         for row, control in enumerate(controls):
@@ -202,8 +230,9 @@ def test_extreme_strength_leaves_no_nan():
     memory = torch.randn(4, 12, generator=draw) * 100
     memory[:, 5] = -torch.inf
     step = Step.from_logits({"context": context, "memory": memory})
-    for name in methods.names():
-        control = Controller(methods.build(name), strength=1e6)
+    rules = [*(methods.build(name) for name in methods.names()), methods.build("cad", alpha=1e6)]
+    for rule in rules:
+        control = Controller(rule, strength=1e6)
         logits = mix(step, control(step, control.initial(4))).logits
         assert not logits.isnan().any()
         assert (logits > -torch.inf).any(-1).all()

@@ -161,6 +161,19 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         Policy.of("cad").save(tmp_path / "no" / "folder.json")
 
 
+def test_no_more_is_read_than_a_policy_may_hold(tmp_path):
+    path = tmp_path / "sparse.json"
+    with open(path, "wb") as file:
+        file.truncate(200_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PolicyError, match="is larger than"):
+            Policy.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 TOKENS = [
     b"null", b"true", b"NaN", b"-1", b"1e999", b"[]", b"{}", b'""', b'"jsd"', b'"__class__"', b"[[",
     b"}", b",", b":", b"\\", b"\\ud800", b"\xff", b"\x00", b'"cad"', b"9" * 4400, b"[" * 2000,
