@@ -201,8 +201,9 @@ def output(
     """The file to write, checked before any work is done.
 
     Raises:
-        OutputError: it is there already and no run is unfinished, it is not a `.jsonl` or `.parquet` file, its folder is missing, it is not a regular
-            file, or it is (or would overwrite, on the way) the input.
+        OutputError: it is there already and no run is unfinished; it is no `.jsonl` or `.parquet`
+            file, no regular file, or its folder is missing; it is the input, or would overwrite it
+            on the way.
     """
     name = os.fspath(out)
     try:

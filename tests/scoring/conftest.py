@@ -1,0 +1,54 @@
+"""A tiny model that scores, and rows to score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import conflictkit as ck
+from tests.tiny import byte_tokenizer, llama
+
+WORDS = ("red", "a green one", "blue and very long indeed", "no", "under the old bridge")
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    """One token per byte, a window of 256, decisive logits."""
+    return ck.load(llama(vocab=261), tokenizer=byte_tokenizer())
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """Rows of many lengths, every third without an answer."""
+    made = []
+    for number in range(13):
+        word = WORDS[number % len(WORDS)]
+        row: dict[str, Any] = {"id": f"r{number}", "question": f"Which {word}?", "context": word}
+        if number % 4 == 1:
+            row["context"] = [word, word.upper()]
+        if number % 3:
+            row["answer"] = WORDS[(number + 2) % len(WORDS)]
+        made.append(row)
+    return made
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows (or lines of bytes) to a file."""
+
+    def write(rows: Sequence[Any], name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        return path
+
+    return write
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """What a file of scores holds."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
