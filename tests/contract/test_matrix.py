@@ -97,9 +97,10 @@ def in_form(form: str, name: str, method: str, **options: Any) -> list[Any]:
     if form == "decode":
         mine = {"custom_generate": ck.decode, "memory_ids": memory_of(name), "method": method}
         return answers_of(name, generated(name, **mine, **options))
-    pipe = pipeline(conflictkit.pipeline.TASK, model=zoo.model(name), tokenizer=byte_tokenizer())
+    task: Any = conflictkit.pipeline.TASK
+    pipe = pipeline(task, model=zoo.model(name), tokenizer=byte_tokenizer())
     asked = [{"question": q, "context": c} for q, c in zip(QUESTIONS, CONTEXTS, strict=True)]
-    made = pipe(asked, method=method, max_new_tokens=N, batch_size=3, **options)
+    made: Any = pipe(asked, method=method, max_new_tokens=N, batch_size=3, **options)
     return [row[0]["generated_text"] for row in made]
 
 

@@ -12,7 +12,7 @@ import transformers
 VOCAB = 300
 """More than the tokenizer's 261: the last rows of the embedding belong to no token."""
 
-_SMALL = {
+_SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -24,7 +24,7 @@ _SMALL = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-_GROUPED = _SMALL | {"num_key_value_heads": 2}
+_GROUPED: dict[str, Any] = _SMALL | {"num_key_value_heads": 2}
 
 
 def _mixture() -> Any:
@@ -53,14 +53,17 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **_GROUPED, head_dim=16, sliding_window=8, query_pre_attn_scalar=16
     ),
     "gemma3": lambda: transformers.Gemma3TextConfig(
-        **_GROUPED, head_dim=16, sliding_window=8, query_pre_attn_scalar=16,
+        **_GROUPED | {"initializer_range": 0.1},
+        head_dim=16,
+        sliding_window=8,
+        query_pre_attn_scalar=16,
         tie_word_embeddings=False,  # tied and untrained it repeats its last token for ever
     ),  # fmt: skip
     # Learned positions: a wrong position changes every logit.
     "gpt2": _gpt2,
     "opt": _opt,
     # Attention and MLP side by side, fused projections.
-    "gpt-neox": lambda: transformers.GPTNeoXConfig(**_SMALL, rotary_pct=0.5),
+    "gpt-neox": lambda: transformers.GPTNeoXConfig(**_SMALL),
     # Experts.
     "mixtral": _mixture,
 }
