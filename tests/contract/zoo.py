@@ -53,10 +53,12 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **_GROUPED, head_dim=16, sliding_window=8, query_pre_attn_scalar=16
     ),
     "gemma3": lambda: transformers.Gemma3TextConfig(
-        **_GROUPED | {"initializer_range": 0.1},
+        **_GROUPED,
         head_dim=16,
         sliding_window=8,
         query_pre_attn_scalar=16,
+        # By default both layers would slide, and the context would be out of sight.
+        layer_types=["sliding_attention", "full_attention"],
         tie_word_embeddings=False,  # tied and untrained it repeats its last token for ever
     ),  # fmt: skip
     # Learned positions: a wrong position changes every logit.
