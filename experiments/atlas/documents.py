@@ -32,7 +32,7 @@ FORMS = ("statement", "question", "chat")
 FORM_WEIGHTS = (0.4, 0.3, 0.3)
 CLAIM_WEIGHTS = {"bare": 0.36, "assertive": 0.32, "hedged": 0.32}
 LAYOUTS = ("sentence", "passages", "paragraph", "long")
-FACTS_FROM, ALL_KINDS, SETTLE_FROM = 2600, 3400, 8800
+FACTS_FROM, ALL_KINDS, SETTLE_FROM = 2600, 3400, 8000
 """Until the first step `MIX_EARLY` holds (reading before facts), from the second on `MIX`, from
 the third on `MIX_SETTLE`; between the first two the one changes into the other evenly."""
 BINDING = (700, 1200)
@@ -48,9 +48,9 @@ MIX = {
     "quote": 0.02,
 }
 MIX_SETTLE = {
-    "memory": 0.56,
-    "invented": 0.13,
-    "conflict": 0.15,
+    "memory": 0.53,
+    "invented": 0.12,
+    "conflict": 0.19,
     "agree": 0.04,
     "irrelevant": 0.07,
     "unknown": 0.02,
