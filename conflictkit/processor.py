@@ -146,6 +146,8 @@ class ConflictProcessor(LogitsProcessor):
                 logits["memory"] = memory
         logits = {name: logits[name] for name in self.control.needs}
         index = ids.shape[1] - place.start
+        if index == 0:
+            self._refuse_right_padding(ids)
         step = Step.from_logits(logits, index, input_ids[:, -1] if index else None)
         combined = mix(step, self.control(step, place.state))
         if step.invalid.any():
@@ -175,6 +177,15 @@ class ConflictProcessor(LogitsProcessor):
                 "pass one row for each prompt"
             )
         return rows // batch
+
+    def _refuse_right_padding(self, prompts: Tensor) -> None:
+        pad = _hf.pad_token(self.model)
+        if pad is None or pad in _hf.text_bounds(self.model):
+            return
+        if (prompts[:, -1] == pad).any():
+            raise InvalidParameterError(
+                "input_ids end with padding: set tokenizer.padding_side = 'left'"
+            )
 
     def _prefixes(self) -> Prefixes:
         if not hasattr(self._local, "prefixes"):

@@ -13,36 +13,43 @@ from tests.engine.reference import next_logits
 
 
 class Exact(LogitsProcessor):
-    """Knows the prompts; re-reads both streams at every step of the answer to fold the rule."""
+    """Knows the prompts, and folds the rule over each answer from its own first token.
+
+    Args:
+        width: length of the padded prompts.
+    """
 
     def __init__(
         self, model: Any, rule: Any, prompts: Sequence[dict[str, list[int]]], width: int
     ) -> None:
         self.model, self.rule, self.prompts, self.width = model, rule, prompts, width
-        self._read: dict[tuple[int, ...], Tensor] = {}
-
-    def _next(self, ids: Sequence[int]) -> Tensor:
-        key = tuple(ids)
-        if key not in self._read:
-            self._read[key] = next_logits(self.model, key)
-        return self._read[key]
+        self._states: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         repeats = len(input_ids) // len(self.prompts)
         rows = []
         for row, ids in enumerate(input_ids.tolist()):
-            prompt, said = self.prompts[row // repeats], ids[self.width :]
-            state, controlled = None, scores
-            for length in range(len(said) + 1):
-                memory = self._next([*prompt["memory"], *said[:length]])
-                if length < len(said):
-                    context = self._next([*prompt["context"], *said[:length]])
-                else:
-                    context = scores[row : row + 1].float()
-                combined = self.rule.combine(context, memory, state)
-                state, controlled = combined.state, combined.logits
-            rows.append(controlled)
+            number, said = row // repeats, ids[self.width :]
+            memory = self._read("memory", number, said)
+            state = self._state(number, said)
+            rows.append(self.rule.combine(scores[row : row + 1].float(), memory, state).logits)
         return torch.cat(rows)
+
+    def _state(self, number: int, said: list[int]) -> Any:
+        """What the rule remembers before the token after `said`: a fold from the first."""
+        if not said:
+            return None
+        key = (number, *said)
+        if key not in self._states:
+            context, memory = (
+                self._read(name, number, said[:-1]) for name in ("context", "memory")
+            )
+            before = self._state(number, said[:-1])
+            self._states[key] = self.rule.combine(context, memory, before).state
+        return self._states[key]
+
+    def _read(self, stream: str, number: int, said: list[int]) -> Tensor:
+        return next_logits(self.model, [*self.prompts[number][stream], *said])
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int = 2) -> dict[str, Tensor]:
