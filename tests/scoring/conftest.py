@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ WORDS = ("red", "a green one", "blue and very long indeed", "no", "under the old
 def model() -> Any:
     """One token per byte, a window of 256, decisive logits."""
     return ck.load(llama(vocab=261), tokenizer=byte_tokenizer())
+
+
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk: what these tests let die is a process, not the machine."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def read(path: Path, fields: Fields | None = None) -> list[Row | BadRow]:
 
 def test_every_kind_of_file_says_the_same(jsonl: Write, tmp_path: Path) -> None:
     rows = [
-        {"id": "a", "question": "Who?", "context": "She\nsaid \"so\", really.", "answer": "She"},
+        {"id": "a", "question": "Who?", "context": 'She\nsaid "so", really.', "answer": "She"},
         {"id": "b", "question": "Où?", "context": "Là.", "answer": None},
     ]
     table, sheet = tmp_path / "rows.parquet", tmp_path / "rows.csv"
@@ -38,7 +38,7 @@ def test_every_kind_of_file_says_the_same(jsonl: Write, tmp_path: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     wanted = [
-        ("a", "Who?", ("She\nsaid \"so\", really.",), "She"),
+        ("a", "Who?", ('She\nsaid "so", really.',), "She"),
         ("b", "Où?", ("Là.",), None),
     ]
     for path, lines in ((jsonl(rows), [1, 2]), (sheet, [2, 4]), (table, [1, 2])):
@@ -151,9 +151,7 @@ def test_a_line_without_an_end_is_passed_over(
         (b'Who?,"She".,', None, "not CSV"),
     ],
 )
-def test_a_malformed_line_of_csv(
-    jsonl: Write, line: bytes, field: str | None, reason: str
-) -> None:
+def test_a_malformed_line_of_csv(jsonl: Write, line: bytes, field: str | None, reason: str) -> None:
     path = jsonl([b"question,context,answer", b"Who?,She.,", line, b"Who?,He.,He"], "rows.csv")
     first, bad, last = read(path)
     assert first == Row("Who?", ("She.",), line=2)

@@ -104,9 +104,7 @@ def test_a_bad_row_stops_the_run_and_those_before_it_are_kept(
     assert [record["id"] for record in records(out)][5:8] == ["r5", "mended", "r6"]
 
 
-def test_bad_rows_are_set_aside(
-    model: Any, jsonl: Write, rows: list[Any], tmp_path: Path
-) -> None:
+def test_bad_rows_are_set_aside(model: Any, jsonl: Write, rows: list[Any], tmp_path: Path) -> None:
     out = tmp_path / "scores.jsonl"
     lines = [BAD[0][0], *rows[:6], BAD[1][0], *rows[6:], b"\xff"]
     summary = score_file(model, jsonl(lines), out, window=4, on_error="skip", **FAST)
