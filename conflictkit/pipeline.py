@@ -72,9 +72,7 @@ class ConflictTextGenerationPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        name = str(getattr(self.model.config, "name_or_path", "") or type(self.model).__name__)
         self._asked = toolkit.load(self.model, tokenizer=self.tokenizer)
-        self._asked.name = name
 
     def __call__(self, inputs: Any = None, **options: Any) -> Any:
         """Answer; see the class."""

@@ -21,8 +21,8 @@ from conflictkit.errors import PrefixError
 from conflictkit.streams import Stream
 from conflictkit.types import Control, State
 
-_MOST_PREFIXES = 65_536
-_MOST_PROMPTS = 1024
+_MOST_PREFIXES = 16_384
+_MOST_PROMPTS = 4096
 """What is remembered, in rows; the least recently used goes first."""
 
 _ADVICE = "pass prompt_length= to ConflictProcessor, or make a new one for each prompt"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import DynamicCache, OPTConfig, OPTForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 import conflictkit as ck
@@ -150,6 +150,14 @@ def test_an_end_token_inside_the_context_ends_nothing() -> None:
     rows = [{"context": [0, 5, 1, 6, 7], "memory": [0, 6, 7]}]
     made = generate(model, ck.ConflictProcessor(model, memory(rows), "adacad"), rows)
     assert made.tolist() == generate(model, exact(model, "adacad", rows), rows).tolist()
+
+
+def test_a_cache_of_the_users_own_with_part_of_the_prompt() -> None:
+    model, cache = tiny.llama(), DynamicCache()
+    model(inputs(ECHO)["input_ids"][:, :-3], past_key_values=cache, use_cache=True)
+    processor = ck.ConflictProcessor(model, memory(ECHO), "adacad")
+    made = generate(model, processor, ECHO, past_key_values=cache)
+    assert made.tolist() == generate(model, exact(model, "adacad", ECHO), ECHO).tolist()
 
 
 def test_a_memory_prompt_longer_than_the_context_prompt() -> None:
