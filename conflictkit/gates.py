@@ -139,8 +139,8 @@ class Gate:
             is_open = is_open | ((before == OPEN) & self._holds(score))
         return is_open, score, {"gate": torch.where(is_open, OPEN, CLOSED)}
 
-    def fires(self, score: Tensor) -> Tensor:
-        """Whether a score alone would open the gate: bool of the same shape."""
+    def fires(self, score: Any) -> Any:
+        """Whether a score alone would open the gate: a bool, or a tensor of them of its shape."""
         if self.sign == ">":
             return score > self.threshold + GATE_TOLERANCE
         return score < self.threshold - GATE_TOLERANCE

@@ -65,7 +65,12 @@ def score(
         _option("--param", "-p", metavar="NAME=VALUE", panel=_ANSWERS, help="Of the method."),
     ] = None,
     when: Annotated[
-        str | None, _option(metavar="GATE", panel=_ANSWERS, help="Act only there: 'jsd > 0.3'.")
+        str | None,
+        _option(
+            metavar="GATE",
+            panel=_ANSWERS,
+            help="Flag answers there, and act only there: 'jsd > 0.3'.",
+        ),
     ] = None,
     strength: Annotated[
         str | None,
@@ -242,6 +247,10 @@ def _progress() -> Iterator[_Watch]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        # Standard output is redirected while a model is loaded: what rich puts back when the bar
+        # ends would be that.
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
 
     def draw(progress: Progress) -> None:

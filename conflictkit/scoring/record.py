@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conflictkit.gates import Gate
 
 SUMMARIES = ("max", "min", "mean", "first")
 
@@ -43,6 +46,7 @@ class Score:
         truncated: whether the end of the passages was cut off to fit the window.
         names: the scores taken.
         tokens: the answer token by token.
+        gate: what decides whether the answer is flagged; None: nothing does.
     """
 
     question: str
@@ -53,6 +57,17 @@ class Score:
     truncated: bool
     names: tuple[str, ...]
     tokens: tuple[ScoredToken, ...]
+    gate: Gate | None = None
+
+    @property
+    def flag(self) -> bool | None:
+        """Whether the gate opens at some token (at the first, if it is asked at the prompt); None
+        without a gate or without a token."""
+        if self.gate is None or not self.tokens:
+            return None
+        name = self.gate.detector.replace("-", "_")
+        asked = self.tokens[:1] if self.gate.at == "prompt" else self.tokens
+        return any(self.gate.fires(token.scores[name]) for token in asked)
 
     @property
     def scores(self) -> dict[str, dict[str, float | None]]:
@@ -83,6 +98,7 @@ class Score:
             "method": self.method,
             "finish_reason": self.finish_reason,
             "truncated": self.truncated,
+            "flag": self.flag,
             "context_logprob": _finite(self.context_logprob),
             "memory_logprob": _finite(self.memory_logprob),
             "scores": {
@@ -123,6 +139,7 @@ def schema(names: Sequence[str], *, tokens: bool, whole_ids: bool) -> Any:
         ("method", pa.string()),
         ("finish_reason", pa.string()),
         ("truncated", pa.bool_()),
+        ("flag", pa.bool_()),
         ("context_logprob", number),
         ("memory_logprob", number),
         ("scores", pa.struct([(name, summary) for name in names])),

@@ -75,6 +75,7 @@ class Scorer:
         model: the model.
         names: the scores, spelled as in traces.
         policy: what writes answers.
+        gate: the policy's gate, which flags answers, given ones too; None: nothing is flagged.
 
     Raises:
         UnknownNameError, InvalidParameterError, PolicyError: a method, detector or option.
@@ -96,9 +97,11 @@ class Scorer:
         if method is None and options.get("policy") is None:
             method = "plain"
         self.model = model
-        self.detectors = tuple(detectors.get(name) for name in dict.fromkeys(scores))
-        self.names = tuple(detector.name.replace("-", "_") for detector in self.detectors)
         self._job, self.wording = model._resolve(method, {**options, "trace": False}, 1)
+        self.gate = self.policy.controller.gate
+        asked = [*scores, self.gate.detector] if self.gate else scores
+        self.detectors = tuple(detectors.get(name) for name in dict.fromkeys(asked))
+        self.names = tuple(detector.name.replace("-", "_") for detector in self.detectors)
 
     @property
     def policy(self) -> Policy:
@@ -229,6 +232,7 @@ class Scorer:
             truncated=ready.prompts["context"].truncated,
             names=self.names,
             tokens=tokens,
+            gate=self.gate,
         )
 
 
@@ -272,7 +276,7 @@ def score(
         question: what is asked.
         context: one passage, or several in order.
         answer: the answer to score; None: the one that `method` writes.
-        method: as `Scorer`; only without an answer.
+        method: as `Scorer`; only without an answer. A `policy` beside an answer only flags it.
         options: `scores` and the options of `Scorer`.
 
     Returns:
@@ -280,10 +284,13 @@ def score(
 
     Raises:
         EmptyInputError: no context: there is nothing to compare; or a text that is empty.
-        InvalidParameterError: a method beside a given answer, or what `Scorer` refuses.
+        InvalidParameterError: a method, or a policy without a gate, beside a given answer, or what
+            `Scorer` refuses.
         ConflictKitError: what `Model.ask` raises.
     """
-    if answer is not None and (method is not None or options.get("policy") is not None):
-        raise InvalidParameterError("the answer is given: leave method= and policy= out")
+    if answer is not None and method is not None:
+        raise InvalidParameterError("the answer is given: leave method= out")
     scorer = Scorer(model, method, **options)
+    if answer is not None and options.get("policy") is not None and scorer.gate is None:
+        raise InvalidParameterError("the answer is given and the policy has no gate: leave it out")
     return scorer.score([Row(question, passages_of(context), answer)])[0]

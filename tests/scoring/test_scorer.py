@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import conflictkit as ck
 from conflictkit.errors import (
     ContextTooLongError,
     EmptyInputError,
@@ -197,3 +198,29 @@ def test_batches_hold_every_row_once_within_their_limits(
         assert len(batch) <= size
         assert len(batch) == 1 or len(batch) * longest <= tokens
         assert len({ready[place].answer for place in batch}) == 1
+
+
+@pytest.mark.parametrize("when", ["jsd > 0.45", "confidence-gain < -0.5", "jsd > 0.45 at prompt"])
+def test_a_gate_flags_an_answer_beside_its_numbers(model, when):
+    gate = ck.Gate.parse(when)
+    name = gate.detector.replace("-", "_")
+    flags = []
+    for answer in ("No.", "They said so.", "For no reason at all.", "x", "They said that."):
+        score = model.score("Why so?", "They said so. For no reason.", answer, when=when)
+        values = [token.scores[name] for token in score.tokens]
+        asked = values[:1] if gate.at == "prompt" else values
+        beyond = (max(asked) > 0.45) if gate.sign == ">" else (min(asked) < -0.5)
+        assert score.flag is beyond
+        assert score.to_dict()["flag"] is beyond
+        flags.append(beyond)
+    assert len(set(flags)) == 2 or gate.at == "prompt"
+
+
+def test_without_a_gate_nothing_is_flagged_and_a_policy_may_only_flag_a_given_answer(model):
+    asked = ("Why so?", "They said so.", "No.")
+    assert model.score(*asked).flag is None
+    gated = ck.Policy.of("memory", when="jsd > 0.01")
+    assert model.score(*asked, policy=gated).flag is True
+    assert model.score(*asked, policy=gated).scores == model.score(*asked).scores
+    with pytest.raises(InvalidParameterError, match="the policy has no gate"):
+        model.score(*asked, policy=ck.Policy.of("memory"))
