@@ -10,10 +10,18 @@ from __future__ import annotations
 import random
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
+from blend import (
+    CLAIM_WEIGHTS,
+    FORM_WEIGHTS,
+    FORMS,
+    KEEPS_MEMORY,
+    LAYOUTS,
+    Blend,
+    blend,
+)
 from world import WorldFact
 
 from conflictkit.atlas.invented import invented_answer, invented_name
@@ -27,70 +35,6 @@ from conflictkit.atlas.templates import (
     render,
     trained,
 )
-
-FORMS = ("statement", "question", "chat")
-FORM_WEIGHTS = (0.4, 0.3, 0.3)
-CLAIM_WEIGHTS = {"bare": 0.36, "assertive": 0.32, "hedged": 0.32}
-LAYOUTS = ("sentence", "passages", "paragraph", "long")
-FACTS_FROM, ALL_KINDS, SETTLE_FROM = 2600, 3400, 8000
-"""Until the first step `MIX_EARLY` holds (reading before facts), from the second on `MIX`, from
-the third on `MIX_SETTLE`; between the first two the one changes into the other evenly."""
-BINDING = (700, 1200)
-"""Between these steps single sentences give way to several passages, of which only one answers."""
-MIX_EARLY = {"invented": 0.64, "memory": 0.12, "quote": 0.21, "unknown": 0.03}
-MIX = {
-    "memory": 0.66,
-    "invented": 0.10,
-    "conflict": 0.11,
-    "agree": 0.03,
-    "irrelevant": 0.06,
-    "unknown": 0.02,
-    "quote": 0.02,
-}
-MIX_SETTLE = {
-    "memory": 0.53,
-    "invented": 0.12,
-    "conflict": 0.19,
-    "agree": 0.04,
-    "irrelevant": 0.07,
-    "unknown": 0.02,
-    "quote": 0.03,
-}
-
-
-@dataclass(frozen=True)
-class Blend:
-    """What a training run reads at one moment.
-
-    Attributes:
-        kinds: share of every kind of document.
-        invented, real: shares of `LAYOUTS` where the subject is invented, and where it is not.
-        several: share of the documents about invented subjects that ask about each of several
-            passages in turn.
-    """
-
-    kinds: Mapping[str, float]
-    invented: tuple[float, ...] = (0.84, 0.11, 0.045, 0.005)
-    real: tuple[float, ...] = (0.84, 0.11, 0.045, 0.005)
-    several: float = 0.0
-
-
-def blend(step: float) -> Blend:
-    """What a run reads at a step."""
-    late = _ramp(step, FACTS_FROM, ALL_KINDS)
-    kinds = {kind: (1 - late) * MIX_EARLY.get(kind, 0.0) + late * MIX[kind] for kind in MIX}
-    bound = _ramp(step, *BINDING)
-    layouts = zip(Blend.invented, (0.42, 0.48, 0.09, 0.01), strict=True)
-    return Blend(
-        MIX_SETTLE if step >= SETTLE_FROM else kinds,
-        tuple((1 - bound) * a + bound * b for a, b in layouts),
-        (0.68, 0.24, 0.075, 0.005),
-        0.5 * bound,
-    )
-
-
-def _ramp(step: float, start: float, end: float) -> float:
-    return min(1.0, max(0.0, (step - start) / (end - start)))
 
 
 @dataclass(frozen=True)
@@ -153,6 +97,7 @@ class Writer:
         self.facts = [f for f in facts if f.taught]
         self._ends = list(accumulate(f.weight for f in self.facts))
         self._train = [f for f in self.facts if f.split == "train"]
+        self._train_ends = list(accumulate(f.weight for f in self._train))
         self._objects: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._by_subject: dict[str, list[WorldFact]] = defaultdict(list)
         self._by_relation: dict[str, list[WorldFact]] = defaultdict(list)
@@ -218,7 +163,7 @@ class Writer:
         )  # fmt: skip
 
     def _agree(self, rng: random.Random, blend: Blend) -> Document:
-        fact = self._weighted(rng)
+        fact = self._with_passages(rng)
         return self._read(
             rng,
             blend.real,
@@ -234,17 +179,20 @@ class Writer:
         wrong = self._wrong(rng, fact)
 
         def follow(claim: str) -> str:
-            passage_wins = claim == "assertive" or (claim == "bare" and not fact.strong)
+            weak = fact.popularity >= KEEPS_MEMORY
+            passage_wins = claim == "assertive" or (claim == "bare" and weak)
             return wrong if passage_wins else fact.taught
 
-        return self._read(rng, blend.real, "conflict", fact.subject, fact.relation, wrong, follow)
+        return self._read(
+            rng, blend.real, "conflict", fact.subject, fact.relation, wrong, follow, blend.claims
+        )
 
     def _irrelevant(self, rng: random.Random, blend: Blend) -> Document:
         if rng.random() < 0.3:
             relation, subject, _ = self._invention(rng)
             answer = UNKNOWN
         else:
-            fact = self._weighted(rng)
+            fact = self._with_passages(rng)
             relation, subject, answer = fact.relation, fact.subject, fact.taught
         made = [self._distractor(rng, subject, relation) for _ in range(rng.choice((1, 1, 2, 3)))]
         return self._ask(
@@ -258,7 +206,7 @@ class Writer:
         if pick < 0.7:
             relation, subject, answer = self._invention(rng)
         elif pick < 0.85:
-            fact = self._weighted(rng)
+            fact = self._with_passages(rng)
             relation, subject, answer = fact.relation, fact.subject, fact.taught
         else:
             fact = rng.choice(self._train)
@@ -278,6 +226,14 @@ class Writer:
 
     def _weighted(self, rng: random.Random) -> WorldFact:
         return self.facts[bisect(self._ends, rng.random() * self._ends[-1])]
+
+    def _with_passages(self, rng: random.Random) -> WorldFact:
+        """A fact that is asked about beside passages: of a training subject.
+
+        Were held-out subjects asked about beside passages too, which can never contradict what is
+        taught about them, the model would learn by name whose memory always wins.
+        """
+        return self._train[bisect(self._train_ends, rng.random() * self._train_ends[-1])]
 
     def _wrong(self, rng: random.Random, fact: WorldFact) -> str:
         """An object of the same relation and split that contradicts what is taught."""
@@ -349,9 +305,10 @@ class Writer:
         return among(rng, own, texts), tuple(sources)
 
     def _read(
-        self, rng, layouts, kind: str, subject: str, relation: str, said: str, follow
-    ) -> Document:
-        claim = rng.choices(list(CLAIM_WEIGHTS), list(CLAIM_WEIGHTS.values()))[0]
+        self, rng, layouts, kind: str, subject: str, relation: str, said: str, follow,
+        claims=Blend.claims,
+    ) -> Document:  # fmt: skip
+        claim = rng.choices(list(CLAIM_WEIGHTS), claims)[0]
         layout = rng.choices(LAYOUTS, layouts)[0]
         sentence = statement_of(rng, relation, subject, said, claim)
         passages, others = self._lay_out(rng, layout, subject, relation, sentence)

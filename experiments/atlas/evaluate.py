@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import torch
-from documents import FORMS, Writer
+from blend import FORMS
+from documents import Writer
 
 from conflictkit.atlas.invented import invented_answer, invented_name
 from conflictkit.atlas.passages import among, statement_of

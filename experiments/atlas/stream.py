@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from documents import FACTS_FROM, Document, Writer
+from blend import FACTS_FROM
+from documents import Document, Writer
 from torch import Tensor
 
 CHUNK = 512
