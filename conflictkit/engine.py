@@ -82,6 +82,8 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
     while places:
         step, combined = run.predict()
         tokens = chooser.choose(combined.logits)
+        if run.host and over:
+            tokens[sorted(over)] = run.host.fill
         chosen = combined.logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         log = run.log(step, combined)
         # One transfer to the host per step.
@@ -111,7 +113,6 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
             break
         if run.host:
             over = set(range(len(places))) - set(going)
-            tokens[sorted(over)] = run.host.fill
         elif len(going) < len(places):
             index = torch.tensor(going, device=tokens.device)
             run.select(index)

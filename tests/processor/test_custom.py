@@ -60,6 +60,24 @@ def test_rows_that_end_early_keep_their_place_beside_processors_with_a_value_per
     assert made[0, WIDTH + 2 :].tolist() == [2] * (made.shape[1] - WIDTH - 2)
 
 
+def test_rows_that_have_ended_read_padding_as_they_do_in_generate() -> None:
+    free = decode(n=6)
+    mode: dict[str, Any] = {"eos_token_id": int(free[0, WIDTH]), "output_logits": True}
+    mode["return_dict_in_generate"] = True
+    mine, theirs = decode(**mode), generate(MODEL, exact(MODEL, "adacad"), **mode)
+    assert len(mine.logits) > 2
+    for own, other in zip(mine.logits, theirs.logits, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("token", range(3, 40, 4))
+def test_beams_that_are_left_alone_add_what_generate_adds(token: int) -> None:
+    """A ban takes probability away, and transformers does not normalise what is left."""
+    mode: dict[str, Any] = {"num_beams": 3, "suppress_tokens": [token, (token * 7) % 40]}
+    plain = MODEL.generate(**inputs(), max_new_tokens=6, pad_token_id=2, **mode)
+    assert decode("plain", **mode).tolist() == plain.tolist()
+
+
 def test_an_end_at_the_first_step() -> None:
     first = decode(n=1)[:, WIDTH:].flatten().tolist()
     assert decode(eos_token_id=first)[:, WIDTH:].tolist() == [[token] for token in first]

@@ -104,6 +104,15 @@ def test_answering_from_memory_keeps_forbidden_tokens_forbidden() -> None:
     assert taken not in made[:, inputs()["input_ids"].shape[1] :]
 
 
+def test_beams_from_memory_alone_are_the_beams_of_the_question_alone() -> None:
+    mode: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 6, "pad_token_id": 2}
+    alone = padded(memory())
+    made = generate(MODEL, ck.ConflictProcessor(MODEL, memory(), "memory"), num_beams=3)
+    truth = MODEL.generate(**alone, **mode)
+    answers = made[:, inputs()["input_ids"].shape[1] :].tolist()
+    assert answers == truth[:, alone["input_ids"].shape[1] :].tolist()
+
+
 def test_one_method_per_prompt() -> None:
     both = generate(MODEL, ck.ConflictProcessor(MODEL, memory(), ["adacad", GRD]), num_beams=2)
     for row, method in enumerate(["adacad", GRD]):
@@ -163,6 +172,21 @@ def test_two_generations_call_by_call() -> None:
 
 def call(processor: Any, *ids: int) -> Tensor:
     return processor(torch.tensor([ids]), torch.zeros(1, 40))
+
+
+def test_made_up_logits_leave_nothing_behind() -> None:
+    """Prompt lookup shows all-ones logits first, which GRD takes for an unsure context."""
+    processor, rule = ck.ConflictProcessor(MODEL, QUESTION, GRD), ck.methods.parse(GRD)
+    ids, longer = torch.tensor([[0, 5, 6, 7, 9]]), torch.tensor([[0, 5, 6, 7, 9, 8]])
+    first, second = next_logits(MODEL, QUESTION), next_logits(MODEL, [*QUESTION, 8])
+    surer, later = torch.zeros(1, 40), torch.zeros(1, 40)
+    surer[0, first.argmin()] = later[0, second.argmin()] = 30.0
+    processor(ids, torch.ones(1, 40))
+    processor(ids, surer)
+    made = processor(longer, later)
+    assert torch.equal(made, later)  # it trusts the context from the first token on
+    misled = rule.combine(torch.ones(1, 40), first).state
+    assert not torch.equal(rule.combine(later, second, misled).logits, later)
 
 
 def test_a_prompt_that_goes_on_is_not_taken_for_an_answer() -> None:
