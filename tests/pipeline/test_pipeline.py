@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import pipeline
+import transformers
 
 import conflictkit as ck
 import conflictkit.pipeline
 from conflictkit.errors import ConflictKitError, InvalidParameterError, UnsupportedError
 from conflictkit.prompts import PromptTemplate
 from tests import tiny
+
+# Its overloads know only the tasks of transformers itself.
+pipeline: Any = transformers.pipeline
 
 ASKED = {"question": "Who?", "context": "It was Ann."}
 OTHER = {"question": "Where is it?", "documents": ["In Rome.", "Near Pisa."]}

@@ -33,10 +33,10 @@ MODES: dict[str, dict[str, Any]] = {
 def opt() -> Any:
     """Learned positions that begin at 2 and are counted from the mask."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2}
     config = OPTConfig(
         vocab_size=40, max_position_embeddings=64, word_embed_proj_dim=32, init_std=0.3,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, **sizes,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, num_attention_heads=4, **sizes,
     )  # fmt: skip
     return OPTForCausalLM(config).eval()
 

@@ -331,7 +331,7 @@ def test_options_that_are_refused(options: Any, error: type[Exception], says: st
 
 
 def test_models_that_cannot_work_are_refused() -> None:
-    sizes = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
+    sizes: dict[str, Any] = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
     pair = T5ForConditionalGeneration(T5Config(vocab_size=20, **sizes))
     with pytest.raises(UnsupportedError, match="encoder-decoder"):
         ck.ConflictProcessor(pair, [3, 4])
