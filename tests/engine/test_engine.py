@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conflictkit import detectors, engine, methods
+from conflictkit.controller import Controller
 from conflictkit.errors import InvalidParameterError, LogitsError
 from conflictkit.interventions.contrast import Rule
 from conflictkit.sampling import Decoding
@@ -157,7 +158,7 @@ def test_a_third_stream_needs_no_change_to_the_loop():
     )
     run = Stepper(
         streams,
-        methods.build("cad"),
+        Controller(methods.build("cad")),
         Decoding(max_new_tokens=3),
         end_ids=(),
         decode=str,

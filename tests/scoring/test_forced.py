@@ -92,7 +92,10 @@ def test_the_last_logits_asked_for_are_those_of_the_last_positions(make: Any) ->
     model, ids = make(), torch.tensor([[0, 5, 6, 7, 8, 9]])
     with torch.no_grad():
         every = model(ids, use_cache=False).logits
-    arguments = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(6)[None]}
+    arguments: dict[str, Any] = {
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.arange(6)[None],
+    }
     for keep in (1, 3, 6):
         found = _hf.tail_logits(model, ids, keep=keep, **arguments)
         torch.testing.assert_close(found, every[:, -keep:])

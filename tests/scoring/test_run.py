@@ -229,15 +229,16 @@ def test_files_that_must_not_be_written(model: Any, jsonl: Write, tmp_path: Path
 
 def test_options_are_checked(model: Any, jsonl: Write, tmp_path: Path) -> None:
     source, out = jsonl([{"question": "q", "context": "c"}]), tmp_path / "scores.jsonl"
-    for options, said in (
-        ({"on_error": "ignore"}, "on_error"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"batch_tokens": 1.5}, "batch_tokens"),
-        ({"window": True}, "window"),
-        ({"n": 2}, "n="),
-    ):
-        with pytest.raises(InvalidParameterError, match=said):
-            score_file(model, source, out, **options)
+    wrong: dict[str, Any] = {
+        "on_error": "ignore",
+        "batch_size": 0,
+        "batch_tokens": 1.5,
+        "window": True,
+        "n": 2,
+    }
+    for option, value in wrong.items():
+        with pytest.raises(InvalidParameterError, match=option):
+            score_file(model, source, out, **{option: value})
     with pytest.raises(EmptyInputError, match="holds no rows"):
         score_file(model, jsonl([b"", b" "]), out)
     assert os.listdir(tmp_path) == ["rows.jsonl"]
