@@ -1,4 +1,4 @@
-"""The recipes for LangChain and LlamaIndex: conflictkit's answer comes out, whole and unchanged."""
+"""The recipes on pages: conflictkit's answer comes out, whole and unchanged."""
 
 from __future__ import annotations
 
@@ -89,3 +89,21 @@ def test_nothing_found_is_answered_from_memory(recipe: Run) -> None:
     names = recipe("langchain.md")
     given = {"question": QUESTION, "context": []}
     assert names["read"](given).method == "memory"
+
+
+def test_a_dataset_through_the_pipeline(
+    recipe: Run, wanted: Callable[[str, list[str]], Answer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = recipe("pipeline.md")
+    lines = capsys.readouterr().out.splitlines()
+
+    assert len(lines) == len(names["answers"]) == 2
+    asked = [(QUESTION, FOUND), (OTHER, ["It is cold."])]
+    for line, found, (question, passages) in zip(lines, names["answers"], asked, strict=True):
+        answer = wanted(question, passages)
+        conflict = max(score for _, score in printed(answer))
+        assert found["generated_text"] == answer.text
+        assert found["conflict"] == pytest.approx(conflict, abs=1e-6)
+        assert line == (
+            f"{question} {answer.text} {found['memory_answer']} {round(found['conflict'], 3)}"
+        )
