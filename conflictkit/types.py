@@ -184,7 +184,12 @@ class Case:
         memory_answers: what the model was taught; any of them counts.
         context_answers: what the passages say; empty if they do not answer the question.
         gold_answers: what is true.
-        state: `correction`, `resistance`, `agreement` or `irrelevant`.
+        state: one of `conflictkit.states`.
+        source: the collection it comes from.
+        choices: answers to choose from, if it is a multiple-choice question.
+        prompt, memory_prompt: the exact text that the context and the memory stream read, where a
+            benchmark fixes it; None: built from question and contexts.
+        aligned: whether the two prompts differ in the context alone.
         meta: anything else.
     """
 
@@ -199,6 +204,11 @@ class Case:
     context_answers: tuple[str, ...]
     gold_answers: tuple[str, ...]
     state: str
+    source: str = ""
+    choices: tuple[str, ...] = ()
+    prompt: str | None = None
+    memory_prompt: str | None = None
+    aligned: bool = True
     meta: Mapping[str, object] = field(default_factory=dict)
 
 

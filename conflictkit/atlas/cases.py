@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from conflictkit.atlas.data import SPLITS, Fact, facts
 from conflictkit.atlas.passages import among, paragraph, statement_of
 from conflictkit.atlas.templates import RELATIONS, fill
+from conflictkit.states import STATES
 
 if TYPE_CHECKING:
     from conflictkit.types import Case
 
-STATES = ("correction", "resistance", "agreement", "irrelevant")
 RIGHT = {"assertive": 0.9, "bare": 0.6, "hedged": 0.2}
 """Share of right passages among those of a form, irrelevant ones not counted."""
 _WRONG_CASES = {"assertive": 50, "bare": 200, "hedged": 400}
