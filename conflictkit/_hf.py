@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,29 +64,6 @@ def own_memory(model: Any) -> str | None:
     return None
 
 
-def last_logits(
-    model: Any,
-    input_ids: Tensor,
-    *,
-    attention_mask: Tensor,
-    position_ids: Tensor,
-    cache: Any | None = None,
-    accepted: frozenset[str] | None = None,
-) -> Tensor:
-    """One pass over the weights: `[batch, vocab]` logits after the last token.
-
-    Arguments as `tail_logits`.
-    """
-    return tail_logits(
-        model,
-        input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        cache=cache,
-        accepted=accepted,
-    )[:, -1]
-
-
 def tail_logits(
     model: Any,
     input_ids: Tensor,
@@ -123,6 +101,48 @@ def tail_logits(
 def select_rows(cache: Any, index: Tensor) -> None:
     """Keep the rows `index` of the cache, in that order; a row may be repeated. In place."""
     cache.reorder_cache(index)
+
+
+def copy_cache(cache: Any) -> Any:
+    """A cache that holds what this one holds; neither sees what the other takes in later.
+
+    Layers that keep all positions never write into their tensors: they replace them, so the copy
+    shares them for nothing. Others (recurrent states are updated in place) are copied whole.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return copy.deepcopy(cache)
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
+
+
+def cache_bytes(cache: Any) -> tuple[float, float]:
+    """Size of a cache that holds something: bytes per row and position, and further bytes per row
+    (the states of recurrent layers, which do not grow)."""
+    from transformers.cache_utils import DynamicLayer
+
+    growing = fixed = 0.0
+    for layer in cache.layers:
+        tensors = [*_tensors(vars(layer))]
+        if isinstance(layer, DynamicLayer):
+            grown = [one for one in (layer.keys, layer.values) if one is not None and one.numel()]
+            growing += sum(one.nbytes / (one.shape[0] * one.shape[-2]) for one in grown)
+            tensors = [one for one in tensors if not any(one is other for other in grown)]
+        fixed += sum(one.nbytes / one.shape[0] for one in tensors if one.dim() > 1)
+    return growing, fixed
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
 
 
 def roll_back(cache: Any, count: int) -> None:

@@ -1,11 +1,13 @@
 """The state of one stream: what a model has read in each row, and how to go on or back.
 
 A stream feeds tokens to one model with its own cache, mask and positions. The engine drives any
-number of them by the same four verbs: `prefill`, `step`, `select`, `roll_back`.
+number of them by the same four verbs: `prefill`, `step`, `select`, `roll_back`. What several runs
+begin with is read once and forked.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +57,12 @@ class Stream:
         self.tokens = 0
         self._cache = _hf.new_cache(model) if use_cache else None
         self._accepted = _hf.accepted_arguments(model)
+        self._prefilled: Tensor | None = None
+
+    @property
+    def cache_bytes(self) -> tuple[float, float]:
+        """Size of the cache: bytes per row and position, and further bytes per row."""
+        return (0.0, 0.0) if self._cache is None else _hf.cache_bytes(self._cache)
 
     @property
     def batch(self) -> int:
@@ -62,8 +70,21 @@ class Stream:
         return self.ids.shape[0]
 
     def prefill(self) -> Tensor:
-        """Read the prompts; `[batch, vocab]` logits after each row's last token."""
-        return self._read(self.ids.shape[1], int(self.mask.sum()))
+        """Read the prompts, if that is not done; `[batch, vocab]` logits after their ends."""
+        if self._prefilled is None:
+            self._prefilled = self._read(self.ids.shape[1], int(self.mask.sum()))[:, -1]
+        return self._prefilled
+
+    def fork(self) -> Stream:
+        """A stream of its own that stands where this one does, without reading anything again.
+
+        Neither sees what the other reads from here on. The fork's counters begin with this
+        stream's, as if it had read everything by itself.
+        """
+        twin = copy.copy(self)
+        if self._cache is not None:
+            twin._cache = _hf.copy_cache(self._cache)
+        return twin
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append `tokens` `[batch]` and return the `[batch, vocab]` logits after them."""
@@ -74,15 +95,27 @@ class Stream:
 
         `new` must be at least 1.
         """
-        new = tokens.shape[1]
-        self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=1)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(self.batch, new)], dim=1)
-        return self._read(new, self.batch * new)
+        mask = self.mask.new_ones(tokens.shape)
+        return self._append(tokens, mask, mask.numel(), keep=1)[:, -1]
+
+    def follow(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Append `tokens` `[batch, new]` in one pass; the logits after each of them.
+
+        Args:
+            tokens: at least one place.
+            mask: `[batch, new]`, 1 at tokens, 0 at padding behind a row's end.
+
+        Returns:
+            `[batch, new, vocab]`; at padding they mean nothing.
+        """
+        return self._append(tokens, mask.to(self.mask), int(mask.sum()), keep=tokens.shape[1])
 
     def select(self, index: Tensor) -> None:
         """Keep the rows `index`, in that order; rows may be dropped, moved and repeated."""
         index = index.to(self.ids.device)
         self.ids, self.mask = self.ids[index], self.mask[index]
+        if self._prefilled is not None:
+            self._prefilled = self._prefilled[index.to(self._prefilled.device)]
         if self._cache is not None:
             _hf.select_rows(self._cache, index)
 
@@ -94,23 +127,31 @@ class Stream:
         """
         if count <= 0:
             return
+        self._prefilled = None
         if self._cache is not None:
             if _hf.has_recurrent_layers(self.model):
                 raise UnsupportedError("a model with recurrent layers cannot be rolled back")
             _hf.roll_back(self._cache, count)
         self.ids, self.mask = self.ids[:, :-count], self.mask[:, :-count]
 
-    def _read(self, new: int, counted: int) -> Tensor:
+    def _append(self, tokens: Tensor, mask: Tensor, counted: int, keep: int) -> Tensor:
+        self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=1)
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        self._prefilled = None
+        return self._read(tokens.shape[1], counted, keep)
+
+    def _read(self, new: int, counted: int, keep: int = 1) -> Tensor:
         if self._cache is None:
             new = self.ids.shape[1]
         positions = (self.mask.cumsum(-1) - 1).clamp_min(0)
         self.forwards += 1
         self.tokens += counted
-        return _hf.last_logits(
+        return _hf.tail_logits(
             self.model,
             self.ids[:, -new:],
             attention_mask=self.mask,
             position_ids=positions[:, -new:],
+            keep=keep,
             cache=self._cache,
             accepted=self._accepted,
         )
