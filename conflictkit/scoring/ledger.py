@@ -12,20 +12,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from conflictkit.errors import OutputError, ResumeError
+from conflictkit.scoring.disk import (
+    Settings,
+    append,
+    differences,
+    flush,
+    json_line,
+    lock,
+    open_to_append,
+    sync,
+    writing,
+)
 from conflictkit.scoring.reading import Place, Source
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing keeps two runs apart there
-    fcntl = None
-
-Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Ledger:
 
     def __enter__(self) -> Ledger:
         try:
-            with _writing(self._journal_path):
+            with writing(self._journal_path):
                 there = self._journal_path.exists()
                 if not there:
                     refuse_finished(self.out, self._overwrite)
@@ -159,20 +163,20 @@ class Ledger:
         if not self.mark.ended:
             self._note(replace(self.mark, ended=True))
         draft = _beside(self.out, ".draft")
-        with _writing(self.out):
+        with writing(self.out):
             if self.partial.exists():
                 ready = self.partial
                 if convert is not None:
                     ready = draft
                     try:
                         convert(self.partial, draft)
-                        _sync(draft)
+                        sync(draft)
                     except BaseException:
                         draft.unlink(missing_ok=True)
                         raise
                 self._put_errors()
                 os.replace(ready, self.out)
-                _sync(self.out.parent)
+                sync(self.out.parent)
             self.partial.unlink(missing_ok=True)
             self._close()
             self._journal_path.unlink(missing_ok=True)
@@ -191,32 +195,27 @@ class Ledger:
             self.errors.unlink(missing_ok=True)
 
     def _lock(self, journal: BinaryIO) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"another run is writing '{self.out}': wait for it") from error
+        lock(journal, self.out)
         if not self._journal_path.exists():  # that run finished in between
             raise OutputError(f"another run was writing '{self.out}': look at it first")
 
     def _begin(self) -> None:
         self._digest = self._source.digest()
         self.mark = Mark(digest=self._digest.hexdigest())
-        with _writing(self.partial):
+        with writing(self.partial):
             journal = self._files["journal"]
             journal.seek(0)
             journal.truncate()
-            _flush(journal)
+            flush(journal)
             for name, path in (("partial", self.partial), ("errors", self._errors_partial)):
                 self._open(name, path).truncate(0)
-            self._append("journal", _line({"settings": self._settings}))
-            _sync(self.out.parent)
+            self._append("journal", json_line({"settings": self._settings}))
+            sync(self.out.parent)
         self._note(self.mark)
 
     def _agrees(self, settings: Settings, mark: Mark) -> bool:
         """Whether a run may go on; False: it may be thrown away."""
-        differ = _differences(settings, self._settings)
+        differ = differences(settings, self._settings)
         self._digest = self._source.digest()
         if not differ:
             if mark.offset <= self._source.total:
@@ -248,7 +247,7 @@ class Ledger:
         self.mark, self.resumed = mark, mark.scored + mark.skipped
         if not self.partial.exists():  # finished, but for the journal
             return
-        with _writing(self.partial):
+        with writing(self.partial):
             if not self._errors_partial.exists() and self.errors.exists():
                 # The end of the run was cut short between two moves.
                 os.replace(self.errors, self._errors_partial)
@@ -262,19 +261,15 @@ class Ledger:
                 file.seek(length)
 
     def _open(self, name: str, path: Path) -> BinaryIO:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        file = self._files[name] = os.fdopen(handle, "r+b")
+        file = self._files[name] = open_to_append(path)
         return file
 
     def _append(self, name: str, data: bytes) -> None:
-        file = self._files[name]
-        with _writing(self.out):
-            file.seek(0, os.SEEK_END)
-            file.write(data)
-            _flush(file)
+        with writing(self.out):
+            append(self._files[name], data)
 
     def _note(self, mark: Mark) -> None:
-        self._append("journal", _line({"mark": asdict(mark)}))
+        self._append("journal", json_line({"mark": asdict(mark)}))
         self.mark = mark
 
     def _close(self) -> None:
@@ -317,49 +312,5 @@ def _last_mark(journal: BinaryIO) -> tuple[Settings | None, Mark]:
     return (settings, mark) if settings is not None and mark is not None else (None, Mark())
 
 
-def _differences(old: Settings, new: Settings) -> list[str]:
-    def short(value: object) -> str:
-        text = json.dumps(value, ensure_ascii=False)
-        return text if len(text) <= 60 else text[:57] + "..."
-
-    return [
-        f"{name} was {short(old.get(name))}, is {short(new.get(name))}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
-
-
 def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
-
-
-def _line(entry: Mapping[str, Any]) -> bytes:
-    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or a folder's list of files, to the disk."""
-    if os.name != "posix" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into the error that says so."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write '{path}': {error.strerror or error}: once that is mended, the same "
-            "call goes on where this one stopped"
-        ) from error

@@ -21,6 +21,7 @@ from conflictkit.errors import (
     LogitsError,
     OutputError,
 )
+from conflictkit.scoring.disk import json_line
 from conflictkit.scoring.ledger import Ledger, refuse_finished, unfinished
 from conflictkit.scoring.reading import Place, open_source
 from conflictkit.scoring.record import Score
@@ -267,11 +268,11 @@ class _Run:
                 if not self.skip:
                     bad = result
                     break
-                errors.append(_line(asdict(result)))
+                errors.append(json_line(asdict(result)))
                 counts["skipped"] += 1
             elif isinstance(row, Row):
                 data = result.to_dict(tokens=self.tokens)
-                records.append(_line({"line": row.line, "id": row.id, **data}))
+                records.append(json_line({"line": row.line, "id": row.id, **data}))
                 counts["scored"] += 1
                 counts["given"] += result.method is None
                 counts["tokens"] += len(result.tokens)
@@ -295,7 +296,7 @@ class _Run:
                 ready.append((place, self.scorer.prepare(self._asked(row))))
             except _ROW_ERRORS as error:
                 results[place] = self._bad(row, error)
-        for batch in batches([one for _, one in ready], self.batch_size, self.batch_tokens):
+        for batch in batches([one.size for _, one in ready], self.batch_size, self.batch_tokens):
             some = [ready[index] for index in batch]
             for (place, one), result in zip(some, self._scores(some), strict=True):
                 results[place] = result if isinstance(result, Score) else self._bad(one.row, result)
@@ -363,10 +364,6 @@ def _size(row: Row | BadRow) -> int:
     if isinstance(row, BadRow):
         return len(row.raw)
     return len(row.question) + sum(map(len, row.contexts)) + len(row.answer or "")
-
-
-def _line(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _whole(name: str, value: Any) -> int:

@@ -43,9 +43,10 @@ class Ready:
     answer: tuple[int, ...] | None
 
     @property
-    def length(self) -> int:
-        """Tokens that the longer stream reads, a given answer included."""
-        return len(self.prompts["context"].ids) + len(self.answer or ())
+    def size(self) -> tuple[bool, int]:
+        """Whether the answer has to be written, and the tokens that the longer stream reads, a
+        given answer included: what rows of a batch share."""
+        return self.answer is None, len(self.prompts["context"].ids) + len(self.answer or ())
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Scorer:
 
     def _in_order(self, ready: list[Ready], batch_size: int, batch_tokens: int) -> list[Score]:
         made: dict[int, Score] = {}
-        for places in batches(ready, batch_size, batch_tokens):
+        for places in batches([one.size for one in ready], batch_size, batch_tokens):
             made |= zip(places, self.score([ready[place] for place in places]), strict=True)
         return [made[place] for place in range(len(ready))]
 
@@ -236,23 +237,22 @@ class Scorer:
         )
 
 
-def batches(ready: Sequence[Ready], batch_size: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Places of rows to score together: of like length, given answers apart from unwritten ones.
+def batches(
+    sizes: Sequence[tuple[bool, int]], batch_size: int, batch_tokens: int
+) -> Iterator[list[int]]:
+    """Places of rows to read together: of one kind and of like length.
 
     Args:
-        ready: the rows.
+        sizes: kind and length in tokens of every row.
         batch_size: most rows in a batch.
         batch_tokens: most tokens in a batch, padding included; a longer row is a batch by itself.
     """
-
-    def order(place: int) -> tuple[bool, int, int]:
-        return (ready[place].answer is None, ready[place].length, place)
-
     batch: list[int] = []
-    for place in sorted(range(len(ready)), key=order):
-        unlike = batch and (ready[batch[0]].answer is None) != (ready[place].answer is None)
+    for place in sorted(range(len(sizes)), key=lambda place: (*sizes[place], place)):
+        kind, length = sizes[place]
+        unlike = batch and sizes[batch[0]][0] != kind
         # The newest row is the longest.
-        full = len(batch) == batch_size or (len(batch) + 1) * ready[place].length > batch_tokens
+        full = len(batch) == batch_size or (len(batch) + 1) * length > batch_tokens
         if batch and (unlike or full):
             yield batch
             batch = []

@@ -191,10 +191,10 @@ def test_batches_hold_every_row_once_within_their_limits(
     rows: list[tuple[int, bool]], size: int, tokens: int
 ) -> None:
     ready = [_ready(*row) for row in rows]
-    made = list(batches(ready, size, tokens))
+    made = list(batches([one.size for one in ready], size, tokens))
     assert sorted(place for batch in made for place in batch) == list(range(len(rows)))
     for batch in made:
-        longest = max(ready[place].length for place in batch)
+        longest = max(ready[place].size[1] for place in batch)
         assert len(batch) <= size
         assert len(batch) == 1 or len(batch) * longest <= tokens
         assert len({ready[place].answer for place in batch}) == 1
