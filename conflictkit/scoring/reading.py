@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 from conflictkit.errors import InvalidParameterError
-from conflictkit.scoring.rows import BadRow, Fields, Malformed, Row
+from conflictkit.scoring.rows import BadRow, Malformed, Reader
 
 LONGEST = 16 * 2**20
 """Bytes of the longest row that is read."""
@@ -24,6 +24,8 @@ _RAW = 64 * 2**10
 """Characters of a malformed row that are kept."""
 _BLOCK = 2**20
 _BOM = b"\xef\xbb\xbf"
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Place:
     offset: int = 0
 
 
-class Source(Protocol):
+class Source(Protocol[T_co]):
     """A file of rows.
 
     Attributes:
@@ -50,7 +52,7 @@ class Source(Protocol):
     name: str
     total: int
 
-    def rows(self, start: Place) -> Iterator[tuple[Row | BadRow, Place]]:
+    def rows(self, start: Place) -> Iterator[tuple[T_co | BadRow, Place]]:
         """Rows after `start`, each with the place where it ends."""
         ...
 
@@ -63,28 +65,20 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str | os.PathLike[str], fields: Fields) -> Source:
+def open_source(path: str | os.PathLike[str], fields: Reader[T]) -> Source[T]:
     """The file as a source, by the ending of its name: `.jsonl`, `.csv` or `.parquet`.
+
+    Args:
+        path: the file.
+        fields: what makes a row of its columns.
 
     Raises:
         InvalidParameterError: no such file, not a regular one, of another kind, or without the
             columns that are needed.
     """
     name = os.fspath(path)
-    try:
-        place = Path(name)
-        if not place.exists():
-            raise InvalidParameterError(f"there is no file '{name}'")
-        if not place.is_file():
-            raise InvalidParameterError(f"'{name}' is not a regular file")
-        with place.open("rb") as file:
-            start = file.read(4)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InvalidParameterError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise InvalidParameterError(f"cannot read '{name}': {reason}") from error
-    ending = place.suffix.lower()
+    check_file(name)
+    ending = Path(name).suffix.lower()
     if ending == ".parquet":
         from conflictkit.scoring.tables import ParquetSource
 
@@ -94,13 +88,30 @@ def open_source(path: str | os.PathLike[str], fields: Fields) -> Source:
         raise InvalidParameterError(
             f"cannot tell what '{name}' holds: its name must end in .jsonl, .csv or .parquet"
         )
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InvalidParameterError(f"'{name}' is UTF-16 text: save it as UTF-8")
     return kinds[ending](name, fields)
 
 
-class _TextSource:
-    def __init__(self, name: str, fields: Fields) -> None:
+def check_file(name: str) -> None:
+    """Raise InvalidParameterError unless a file is there, regular, readable and not UTF-16."""
+    try:
+        place = Path(name)
+        if not place.exists():
+            raise InvalidParameterError(f"there is no file '{name}'")
+        if not place.is_file():
+            raise InvalidParameterError(f"'{name}' is not a regular file")
+        with place.open("rb") as file:
+            start = file.read(2)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidParameterError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidParameterError(f"cannot read '{name}': {reason}") from error
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        raise InvalidParameterError(f"'{name}' is UTF-16 text: save it as UTF-8")
+
+
+class _TextSource(Generic[T]):
+    def __init__(self, name: str, fields: Reader[T]) -> None:
         self.name, self.fields = name, fields
         self.total = Path(name).stat().st_size
 
@@ -115,10 +126,10 @@ class _TextSource:
                 start += len(block)
 
 
-class JsonlSource(_TextSource):
+class JsonlSource(_TextSource[T]):
     """One JSON object per line; empty lines are passed over."""
 
-    def rows(self, start: Place) -> Iterator[tuple[Row | BadRow, Place]]:
+    def rows(self, start: Place) -> Iterator[tuple[T | BadRow, Place]]:
         with Path(self.name).open("rb") as file:
             file.seek(start.offset)
             line, offset = start.line, start.offset
@@ -132,7 +143,7 @@ class JsonlSource(_TextSource):
                     continue
                 yield self._row(data, line, too_long), Place(line, offset)
 
-    def _row(self, data: bytes, line: int, too_long: bool) -> Row | BadRow:
+    def _row(self, data: bytes, line: int, too_long: bool) -> T | BadRow:
         try:
             if too_long:
                 raise Malformed(None, f"the line is longer than {LONGEST} bytes")
@@ -143,9 +154,7 @@ class JsonlSource(_TextSource):
 
 def _json_object(data: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(
-            data.decode("utf-8"), parse_constant=_no_number, object_pairs_hook=_no_twins
-        )
+        values = STRICT_JSON.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         reason = f"byte 0x{data[error.start]:02x} at position {error.start}"
         raise Malformed(None, f"the line is not UTF-8 text ({reason})") from error
@@ -173,6 +182,10 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+STRICT_JSON = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_no_twins)
+"""JSON that takes no NaN and no name twice: raises Malformed there, else as `json` does."""
+
+
 def _skip_line(file: BinaryIO, data: bytes) -> int:
     """Pass over the rest of a line that is too long; the number of bytes passed over."""
     passed = 0
@@ -185,18 +198,18 @@ def _raw(data: bytes) -> str:
     return data[:_RAW].decode("utf-8", errors="backslashreplace")
 
 
-class CsvSource(_TextSource):
+class CsvSource(_TextSource[T]):
     """Comma-separated values as RFC 4180 has them, with a line of names at the top."""
 
-    def __init__(self, name: str, fields: Fields) -> None:
+    def __init__(self, name: str, fields: Reader[T]) -> None:
         super().__init__(name, fields)
         # The limit belongs to the whole process, and is lower than a long passage.
         csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
         with Path(name).open("rb") as file:
             self._header, self._top = self._read_header(file)
-        self._check_header()
+        fields.columns(name, self._header)
 
-    def rows(self, start: Place) -> Iterator[tuple[Row | BadRow, Place]]:
+    def rows(self, start: Place) -> Iterator[tuple[T | BadRow, Place]]:
         start = max(start, self._top, key=lambda place: place.offset)
         with Path(self.name).open("rb") as file:
             file.seek(start.offset)
@@ -217,17 +230,16 @@ class CsvSource(_TextSource):
                 if not cells:
                     continue
                 try:
-                    row: Row | BadRow = self._row(cells, lines.first)
+                    row: T | BadRow = self._row(cells, lines.first)
                 except Malformed as fault:
                     row = self._bad(lines, fault)
                 yield row, lines.place
 
-    def _row(self, cells: list[str], line: int) -> Row:
+    def _row(self, cells: list[str], line: int) -> T:
         if len(cells) != len(self._header):
             raise Malformed(None, f"the row has {len(cells)} cells, the header {len(self._header)}")
         values: dict[str, Any] = dict(zip(self._header, cells, strict=True))
-        _, _, answer, name = self.fields.names
-        for field in (answer, name):  # an empty cell is how CSV says that there is none
+        for field in self.fields.optional:  # an empty cell is how CSV says that there is none
             if field in values and not values[field].strip():
                 values[field] = None
         return self.fields.read(values, line)
@@ -245,12 +257,6 @@ class CsvSource(_TextSource):
                 f"'{self.name}', line 1: no header of a CSV file ({error})"
             ) from error
         return [name.strip() for name in header], lines.place
-
-    def _check_header(self) -> None:
-        check_columns(self.name, self._header, self.fields)
-        for name in self.fields.names:
-            if self._header.count(name) > 1:
-                raise InvalidParameterError(f"'{self.name}' has two columns '{name}'")
 
 
 class _Lines:
@@ -294,15 +300,3 @@ class _Lines:
             f"'{self._name}', line {self.first}: a row begins here that does not end (is a quote "
             "left open?): mend it, for what follows cannot be told from it"
         )
-
-
-def check_columns(name: str, columns: list[str], fields: Fields) -> None:
-    """Raise InvalidParameterError if a column that is needed is not there."""
-    wanted = {"question": fields.question, "context": fields.context}
-    wanted |= {"answer": fields.answer or "", "id": fields.id or ""}
-    for what, column in wanted.items():
-        if column and column not in columns:
-            raise InvalidParameterError(
-                f"'{name}' has no column '{column}' (it has {', '.join(columns) or 'none'}): name "
-                f"the one to use with Fields({what}=...) (command line: --{what}-field)"
-            )

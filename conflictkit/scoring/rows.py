@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from conflictkit.errors import InvalidParameterError, RowError
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reader(Protocol[T_co]):
+    """What makes something of the columns of a file, row by row."""
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Columns in which an empty cell of a CSV file says that there is no value."""
+        ...
+
+    def columns(self, file: str, found: Sequence[str]) -> list[str]:
+        """Which of the columns found in `file` to read.
+
+        Raises:
+            InvalidParameterError: one that is needed is not there, or there twice.
+        """
+        ...
+
+    def read(self, values: Mapping[str, Any], line: int) -> T_co:
+        """What the row on `line` says.
+
+        Raises:
+            Malformed: a value that is missing, empty or of the wrong type.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +112,30 @@ class Fields:
         """The columns of question, context, answer and id."""
         return (self.question, self.context, self.answer or "answer", self.id or "id")
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The columns of answer and id."""
+        return self.names[2:]
+
+    def columns(self, file: str, found: Sequence[str]) -> list[str]:
+        """Those of the four columns that a file has.
+
+        Raises:
+            InvalidParameterError: one that is needed is not there, or there twice.
+        """
+        wanted = {"question": self.question, "context": self.context}
+        wanted |= {"answer": self.answer or "", "id": self.id or ""}
+        for what, column in wanted.items():
+            if column and column not in found:
+                raise InvalidParameterError(
+                    f"'{file}' has no column '{column}' (it has {', '.join(found) or 'none'}): "
+                    f"name the one to use with Fields({what}=...) (command line: --{what}-field)"
+                )
+        for name in self.names:
+            if list(found).count(name) > 1:
+                raise InvalidParameterError(f"'{file}' has two columns '{name}'")
+        return [name for name in self.names if name in found]
+
     def read(self, values: Mapping[str, Any], line: int) -> Row:
         """A row from the values of its columns.
 
@@ -96,7 +147,7 @@ class Fields:
             if field not in values:
                 raise Malformed(field, "is missing")
         return Row(
-            question=_text(question, values[question]),
+            question=text(question, values[question]),
             contexts=_passages(context, values[context]),
             answer=_answer(answer, values.get(answer)),
             id=_id(name, values.get(name)),
@@ -112,11 +163,16 @@ class Malformed(Exception):
         self.field, self.reason = field, reason
 
 
-def _text(field: str, value: Any) -> str:
+def text(field: str, value: Any) -> str:
+    """A text that says something, as it stands.
+
+    Raises:
+        Malformed: anything else.
+    """
     if value is None:
         raise Malformed(field, "is empty")
     if not isinstance(value, str):
-        raise Malformed(field, f"must be text, not {_kind(value)}")
+        raise Malformed(field, f"must be text, not {kind(value)}")
     if not value.strip():
         raise Malformed(field, "is empty")
     if "\0" in value:
@@ -132,24 +188,25 @@ def _passages(field: str, value: Any) -> tuple[str, ...]:
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         raise Malformed(field, "is empty: without a context there is nothing to compare")
     if isinstance(value, list | tuple):
-        return tuple(_text(field, passage) for passage in value)
+        return tuple(text(field, passage) for passage in value)
     if not isinstance(value, str):
-        raise Malformed(field, f"must be text or a list of texts, not {_kind(value)}")
-    return (_text(field, value),)
+        raise Malformed(field, f"must be text or a list of texts, not {kind(value)}")
+    return (text(field, value),)
 
 
 def _answer(field: str, value: Any) -> str | None:
-    return None if value is None else _text(field, value)
+    return None if value is None else text(field, value)
 
 
 def _id(field: str, value: Any) -> str | int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     if not isinstance(value, str):
-        raise Malformed(field, f"must be text or a whole number, not {_kind(value)}")
-    return _text(field, value)
+        raise Malformed(field, f"must be text or a whole number, not {kind(value)}")
+    return text(field, value)
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What to call a value of JSON in a message."""
     names = {bool: "true or false", int: "a number", float: "a number", dict: "an object"}
     return {**names, list: "a list", tuple: "a list"}.get(type(value), type(value).__name__)

@@ -7,36 +7,36 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from conflictkit.errors import InvalidParameterError
-from conflictkit.scoring.reading import Place, check_columns
+from conflictkit.scoring.reading import Place
 from conflictkit.scoring.record import schema
-from conflictkit.scoring.rows import BadRow, Fields, Malformed, Row
+from conflictkit.scoring.rows import BadRow, Malformed, Reader
 
+T = TypeVar("T")
 _ROWS = 256
 _PART = 8 * 2**20
 """Bytes of records that become one row group."""
 _RAW = 64 * 2**10
 
 
-class ParquetSource:
+class ParquetSource(Generic[T]):
     """The columns named in a Parquet file, a few hundred rows at a time."""
 
-    def __init__(self, name: str, fields: Fields) -> None:
+    def __init__(self, name: str, fields: Reader[T]) -> None:
         self.name, self.fields = name, fields
         with _refusals(name), self._open() as file:
             self.total = file.metadata.num_rows
             columns = file.schema_arrow.names
-        check_columns(name, columns, fields)
-        self._columns = [column for column in fields.names if column in columns]
+        self._columns = fields.columns(name, columns)
 
     def _open(self) -> Any:
         import pyarrow.parquet as parquet
 
         return parquet.ParquetFile(self.name, pre_buffer=False)
 
-    def rows(self, start: Place) -> Iterator[tuple[Row | BadRow, Place]]:
+    def rows(self, start: Place) -> Iterator[tuple[T | BadRow, Place]]:
         with _refusals(self.name), self._open() as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             first, group = 0, 0
@@ -50,7 +50,7 @@ class ParquetSource:
                     if number > start.offset:
                         yield self._row(batch, index, number), Place(number, number)
 
-    def _row(self, batch: Any, index: int, number: int) -> Row | BadRow:
+    def _row(self, batch: Any, index: int, number: int) -> T | BadRow:
         values: dict[str, Any] = {}
         try:
             for column in self._columns:
