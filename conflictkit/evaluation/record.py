@@ -9,12 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cost:
-    """What one answer took; a batch's figures are divided evenly among its rows.
+    """What one answer took. All but the seconds are what it would take by itself, so that they do
+    not depend on how cases were batched.
 
     Attributes:
-        forwards: passes over the weights of the streams that the method reads, prefills included.
+        forwards: passes over the weights of the streams that the method reads, prefills included;
+            one per stream and token chosen, the end token counted.
         context_tokens, memory_tokens: tokens read by each stream, padding not counted.
-        seconds: time of those passes and of the rule.
+        seconds: time of those passes, of the rule and of the choice of tokens: a batch's time
+            divided evenly among its answers, prompts that several methods share counted for each.
         cache_bytes: key-value cache of all streams at the end, beyond the context stream's.
     """
 
@@ -56,7 +59,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, ready for JSON."""
-        return asdict(self)
+        return {**vars(self), "ids": list(self.ids), "cost": asdict(self.cost)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:

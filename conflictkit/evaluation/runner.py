@@ -1,0 +1,329 @@
+"""Cases under several methods: read once, answered by each, kept so that nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conflictkit import __version__
+from conflictkit.errors import (
+    BoundaryError,
+    ConflictKitError,
+    ContextTooLongError,
+    EmptyInputError,
+    InvalidParameterError,
+    LogitsError,
+    unknown_name,
+)
+from conflictkit.evaluation.asking import Ready, pick, prepare
+from conflictkit.evaluation.cases import cases_hash, load_cases
+from conflictkit.evaluation.contenders import Contender, Group, Policies, contenders
+from conflictkit.evaluation.folder import Aside, Folder, Run, check_folder, load_run
+from conflictkit.evaluation.metrics.summary import summarise
+from conflictkit.evaluation.record import Result
+from conflictkit.evaluation.shared import Batch
+from conflictkit.evaluation.writing import Writer
+from conflictkit.policy import Policy
+from conflictkit.scoring.run import Progress
+from conflictkit.scoring.scorer import batches
+from conflictkit.types import Case
+
+if TYPE_CHECKING:
+    from conflictkit.sampling import Decoding
+    from conflictkit.toolkit import Model
+
+OPTIONS = (
+    "max_new_tokens", "stop", "temperature", "top_k", "top_p", "chat", "template", "truncate",
+)  # fmt: skip
+"""Options of `Model` that say how an answer is worded and decoded."""
+
+# What one case may be at fault for; any other error would meet every case.
+_CASE_ERRORS = (EmptyInputError, ContextTooLongError, BoundaryError)
+
+
+def evaluate(
+    model: Model,
+    cases: str | os.PathLike[str] | Sequence[Case],
+    methods: str | Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    policies: Policies = (),
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    batch_tokens: int = 16384,
+    top: int = 3,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Run:
+    """Answer every case under every method, and sum up.
+
+    Prompts are read once per case, however many methods there are and however many values a sweep
+    has. Called again after it was cut short, by whatever means, it goes on where it stopped; only
+    the batch sizes may differ then. Called again after it was finished, it does nothing.
+
+    Args:
+        model: as `conflictkit.load` returns it.
+        cases: what `conflictkit.evaluation.cases.load_cases` reads (`atlas`, a file, ...), or the
+            cases.
+        methods, policies: see `conflictkit.evaluation.contenders.contenders`.
+        out: the folder to write, one per run.
+        split: only the cases of this split.
+        limit: at most so many cases, drawn in equal shares from the states.
+        seed: of that draw, of the intervals, and of sampled answers: case number n (from 0) draws
+            from seed + n under every method.
+        batch_size: most cases in a batch.
+        batch_tokens: most tokens of the longer stream in a batch, padding included.
+        top: candidates of each stream to record per token.
+        overwrite: replace another run, or a finished one.
+        progress: called before the first batch and after each.
+        options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template` and
+            `truncate`, as in `Model.ask`.
+
+    Returns:
+        The run, as `load_run` gives it.
+
+    Side effects: writes the folder; see `conflictkit.evaluation.folder`. What is in it survives
+    any crash.
+
+    Raises:
+        UnknownNameError, InvalidParameterError, PolicyError, UnsupportedError: a method, option or
+            source of cases.
+        RowError: a malformed case, with its file, line and field.
+        EmptyInputError: no cases, or none that can be asked.
+        OutputError: the folder cannot be written, or holds something else.
+        ResumeError: the folder holds another run.
+        ConflictKitError: what `Model.ask` raises for every question.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown_name("option of an evaluation", name, OPTIONS)
+    sizes = {"batch_size": batch_size, "batch_tokens": batch_tokens, "top": top}
+    for name, value in (sizes | ({} if limit is None else {"limit": limit})).items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidParameterError(f"{name} must be a whole number from 1, not {value!r}")
+    given = contenders(methods, policies)
+    check_folder(out)
+    spec = os.fspath(cases) if isinstance(cases, str | os.PathLike) else None
+    chosen = pick(load_cases(spec) if spec is not None else list(cases), split, limit, seed)
+    if not chosen:
+        raise EmptyInputError("there are no cases to evaluate")
+    groups, decoding, wording = _bound(model, given, {**options, "seed": seed})
+    info = {
+        "model": _model_info(model),
+        "cases": {
+            "spec": spec,
+            "hash": cases_hash(chosen),
+            "count": len(chosen),
+            "states": dict(Counter(case.state for case in chosen)),
+        },
+        "methods": [one.label for group in groups for one in group],
+        "policies": {one.label: one.policy.to_dict() for group in groups for one in group},
+        "options": _options(decoding, wording) | {"split": split, "limit": limit} | sizes,
+        "versions": _versions(),
+    }
+    ready, aside = _prepared(model, chosen, wording)
+    with Folder(out, info, chosen, overwrite=overwrite) as folder:
+        if not folder.finished:
+            folder.add((), aside)
+            run = _Runner(model, groups, decoding, folder, Writer(model, decoding.stop, top))
+            run.all(ready, sizes, progress)
+            done = load_run(out)
+            folder.finish(summarise(done.cases, done.results, seed=seed))
+    return load_run(out)
+
+
+class _Runner:
+    def __init__(
+        self,
+        model: Model,
+        groups: Sequence[Group],
+        decoding: Decoding,
+        folder: Folder,
+        writer: Writer,
+    ) -> None:
+        self._model, self._groups, self._decoding = model, groups, decoding
+        self._folder, self._writer = folder, writer
+        self._methods = [one for group in groups for one in group]
+        memory = Policy.of("memory")
+        self._closed = (Contender("memory", memory),)
+
+    def all(
+        self,
+        ready: Sequence[Ready],
+        sizes: Mapping[str, int],
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        """Answer every case, batch by batch, but for those that are done."""
+        parts = [
+            [ready[place] for place in places]
+            for places in batches(
+                [one.size for one in ready], sizes["batch_size"], sizes["batch_tokens"]
+            )
+        ]
+        total = sum(map(len, parts)) * len(self._methods)
+        done = sum(len(part) * len(self._methods) for part in parts if self._is_done(part))
+        if progress is not None:
+            progress(Progress(done, done / total))
+        left = [part for part in parts if not self._is_done(part)]
+        if left:
+            self._warm(left[0])
+        for part in left:
+            try:
+                self._finish(part)
+            except torch.OutOfMemoryError as error:
+                raise InvalidParameterError(
+                    f"no memory is left for a batch of {len(part)} cases: set a smaller batch_size "
+                    "(command line: --batch-size); what is finished is kept"
+                ) from error
+            done += len(part) * len(self._methods)
+            if progress is not None:
+                progress(Progress(done, done / total))
+
+    def _is_done(self, part: Sequence[Ready]) -> bool:
+        return all(
+            (one.case.id, None) in self._folder.done
+            or all((one.case.id, method.label) in self._folder.done for method in self._methods)
+            for one in part
+        )
+
+    def _warm(self, part: Sequence[Ready]) -> None:
+        """The first passes of a process are slow: none of them shall count against a method."""
+        short = replace(self._decoding, max_new_tokens=min(2, self._decoding.max_new_tokens))
+        try:
+            batch = Batch(self._model, part, short)
+            for _ in batch.answers(self._of(part)[0]):
+                pass
+        except LogitsError:
+            return  # `_finish` meets it again, and knows what to do
+
+    def _of(self, part: Sequence[Ready]) -> Sequence[Group]:
+        """Without a context every method is the memory stream."""
+        return self._groups if "context" in part[0].prompts else (self._closed,)
+
+    def _finish(self, part: Sequence[Ready]) -> None:
+        """All methods over a batch. A batch of which something is missing is done again as a whole,
+        so that its numbers are those of a run that was never interrupted."""
+        try:
+            results = self._results(part)
+        except LogitsError as error:
+            if len(part) > 1:
+                for one in part:
+                    if not self._is_done([one]):
+                        self._finish([one])
+                return
+            self._folder.add((), [_aside(part[0].case, error)])
+            return
+        self._folder.add(results)
+
+    def _results(self, part: Sequence[Ready]) -> list[Result]:
+        batch = Batch(self._model, part, self._decoding)
+        found = [pair for group in self._of(part) for pair in batch.answers(group)]
+        said = {
+            (row, answer.ids): None
+            for _, answers in found
+            for row, (answer, _) in enumerate(answers)
+            if answer.ids
+        }
+        readings = dict(batch.read(list(said), self._writer.top))
+        choices = {(row, ids): None for row, one in enumerate(part) for ids in one.choices}
+        results: list[Result] = []
+        for contender, answers in found:
+            weighed = batch.choices(contender.policy.controller, list(choices))
+            for row, (answer, cost) in enumerate(answers):
+                one = part[row]
+                scored = {
+                    text: weighed[row, ids]
+                    for text, ids in zip(one.case.choices, one.choices, strict=True)
+                }
+                reading = readings.get((row, answer.ids), [])
+                results.append(
+                    self._writer.result(one, contender.label, answer, cost, reading, scored)
+                )
+        if self._of(part) is self._groups:
+            return results
+        return [
+            replace(result, method=method.label) for method in self._methods for result in results
+        ]
+
+
+def _prepared(
+    model: Model, cases: Iterable[Case], wording: Mapping[str, Any]
+) -> tuple[list[Ready], list[Aside]]:
+    """The cases that can be asked, and what is wrong with the others."""
+    ready: list[Ready] = []
+    aside: list[Aside] = []
+    for number, case in enumerate(cases):
+        try:
+            ready.append(prepare(model, case, number, wording))
+        except _CASE_ERRORS as error:
+            aside.append(_aside(case, error))
+    if not ready:
+        raise EmptyInputError(f"none of the {len(aside)} cases can be asked: {aside[0].reason}")
+    return ready, aside
+
+
+def _aside(case: Case, error: ConflictKitError) -> Aside:
+    return Aside(case.id, type(error).__name__, str(error))
+
+
+def _bound(
+    model: Model, groups: Sequence[Group], options: Mapping[str, Any]
+) -> tuple[tuple[Group, ...], Decoding, dict[str, Any]]:
+    """The methods made ready for this model, and how answers are decoded and worded."""
+    bound = []
+    for group in groups:
+        mine = []
+        for one in group:
+            job, wording = model._resolve(
+                None, {**options, "policy": one.policy, "trace": False}, 1
+            )
+            mine.append(replace(one, policy=job.policies[0]))
+        bound.append(tuple(mine))
+    return tuple(bound), job.decoding, wording
+
+
+def _model_info(model: Model) -> dict[str, Any]:
+    inner = model.model
+    return {
+        "name": model.name,
+        "fingerprint": model.fingerprint,
+        "class": type(inner).__name__,
+        "parameters": sum(one.numel() for one in inner.parameters()),
+        "dtype": str(inner.dtype).removeprefix("torch."),
+        "device": str(inner.get_input_embeddings().weight.device),
+    }
+
+
+def _options(decoding: Decoding, wording: Mapping[str, Any]) -> dict[str, Any]:
+    """Decoding and wording as JSON holds them."""
+    told = asdict(decoding) | {"stop": list(decoding.stop)}
+    template = wording["template"]
+    return {
+        **{
+            name: told[name] for name in ("max_new_tokens", "stop", "temperature", "top_k", "top_p")
+        },
+        "seed": decoding.seed,
+        "chat": wording["chat"],
+        "template": None if template is None else asdict(template),
+        "truncate": wording["truncate"],
+    }
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "conflictkit": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,281 @@
+"""A batch of cases whose prompts are read once, however many methods answer them.
+
+Every method decodes from a fork of the streams that it needs, by its own clock, and nothing is
+recorded meanwhile but its weights. What both streams make of the answers is read afterwards, once
+for each different answer, whichever methods gave it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from conflictkit import detectors, engine
+from conflictkit.controller import PerRow
+from conflictkit.errors import LogitsError
+from conflictkit.evaluation.asking import Ids, Ready
+from conflictkit.evaluation.contenders import Contender, Group
+from conflictkit.evaluation.record import Cost
+from conflictkit.interventions.contrast import mix
+from conflictkit.scoring.forced import MOST_LOGITS
+from conflictkit.stepping import Stepper
+from conflictkit.streams import Stream
+from conflictkit.types import Control, Generation, Step
+
+if TYPE_CHECKING:
+    from conflictkit.sampling import Decoding
+    from conflictkit.toolkit import Model
+
+SWEEP_ROWS = 256
+"""Rows that the values of a sweep are decoded in at most, unless one value alone has more."""
+
+Spoken = tuple[int, Ids]
+"""Place in the batch and ids of an answer; at least one id."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One token of an answer as the streams see it.
+
+    Attributes:
+        scores: name -> value of every detector whose streams were read.
+        tops: stream name -> `((token id, probability), ...)`, most probable first.
+        logprobs: stream name -> log-probability of the token, natural log.
+    """
+
+    scores: Mapping[str, float]
+    tops: Mapping[str, tuple[tuple[int, float], ...]]
+    logprobs: Mapping[str, float]
+
+
+class Batch:
+    """Cases of like length, all with a context or all without.
+
+    Args:
+        model: who is asked.
+        ready: the cases.
+        decoding: how answers are decoded; its seed belongs to the run's first case.
+
+    Side effects: reads every prompt.
+    """
+
+    def __init__(self, model: Model, ready: Sequence[Ready], decoding: Decoding) -> None:
+        self.model, self.ready, self._decoding = model, ready, decoding
+        self._device = model.model.get_input_embeddings().weight.device
+        self._pad = model.tokenizer.pad_token_id
+        self._streams: dict[str, Stream] = {}
+        self._seconds: dict[str, float] = {}
+        for name in ready[0].prompts:
+            stream = Stream(model.model, [one.prompts[name] for one in ready], pad_id=self._pad)
+            self._seconds[name] = self._timed(stream.prefill)[1]
+            self._streams[name] = stream
+
+    @property
+    def forwards(self) -> int:
+        """Passes over the weights that read the prompts."""
+        return sum(stream.forwards for stream in self._streams.values())
+
+    def answers(self, group: Group) -> Iterator[tuple[Contender, list[tuple[Generation, Cost]]]]:
+        """Answers of every case, in order, under every method of the group; records hold weights
+        and the methods' own scores, and nothing else.
+
+        Raises:
+            LogitsError: a row that no rule can act on.
+        """
+        size = len(self.ready)
+        together = max(1, SWEEP_ROWS // size)
+        for start in range(0, len(group), together):
+            part = group[start : start + together]
+            made, seconds = self._timed(lambda part=part: self._decode(part))
+            for number, one in enumerate(part):
+                mine = made[number * size : (number + 1) * size]
+                share = seconds / len(made) + self._prefill(one) / size
+                yield (
+                    one,
+                    [
+                        (answer, self._cost(row, one, answer, share))
+                        for row, answer in enumerate(mine)
+                    ],
+                )
+
+    def read(self, said: Sequence[Spoken], top: int) -> Iterator[tuple[Spoken, list[Reading]]]:
+        """What the streams make of answers, token by token, as decoding would have seen them.
+
+        Args:
+            said: answers of at least one id, in any order.
+            top: candidates of each stream to keep.
+
+        Raises:
+            LogitsError: logits that hold NaN or +inf, or nothing finite.
+        """
+        for part in self._parts(said):
+            logits = self._follow(part)
+            places = [(row, i) for row, (_, ids) in enumerate(part) for i in range(len(ids))]
+            rows, columns = torch.tensor(places, device=self._device).T
+            step = Step.from_logits({name: value[rows, columns] for name, value in logits.items()})
+            tokens = [token for _, ids in part for token in ids]
+            readings = iter(_readings(step, tokens, top))
+            for one in part:
+                yield one, [next(readings) for _ in one[1]]
+
+    def choices(self, control: Control, said: Sequence[Spoken]) -> dict[Spoken, float]:
+        """Log-probability of answers (natural log, summed over their tokens) under a method.
+
+        Raises:
+            LogitsError: as `answers`.
+        """
+        found: dict[Spoken, float] = {}
+        for part in self._parts(said):
+            logits = self._follow(part)
+            found |= zip(part, self._fold(control, logits, part), strict=True)
+        return found
+
+    def _fold(
+        self, control: Control, logits: Mapping[str, Tensor], part: Sequence[Spoken]
+    ) -> list[float]:
+        lengths = torch.tensor([len(ids) for _, ids in part], device=self._device)
+        tokens = self._padded(part)
+        state = control.initial(len(part), self._device)
+        total = torch.zeros(len(part), device=self._device, dtype=torch.float64)
+        for index in range(tokens.shape[1]):
+            here = {name: logits[name][:, index] for name in control.needs}
+            step = Step.from_logits(here, index, tokens[:, index - 1] if index else None)
+            combined = mix(step, control(step, state))
+            state = combined.state
+            going = lengths > index
+            _check(step, going)
+            said = combined.logits.log_softmax(-1).gather(-1, tokens[:, index : index + 1])[:, 0]
+            total += torch.where(going, said.double(), 0.0)
+        return total.tolist()
+
+    def _decode(self, part: Group) -> list[Generation]:
+        """The answers of all methods, one method's after the other's."""
+        size = len(self.ready)
+        control = PerRow.of([one.policy.controller for one in part for _ in range(size)])
+        needed = {name: self._streams[name].fork() for name in control.needs}
+        if len(part) > 1:
+            for stream in needed.values():
+                stream.select(torch.arange(size).repeat(len(part)))
+        decoding = self._decoding
+        if isinstance(decoding.seed, int):
+            # A case draws the same numbers under every method and in every batch.
+            seeds = tuple(decoding.seed + one.number for one in self.ready)
+            decoding = replace(decoding, seed=seeds * len(part))
+        run = Stepper(
+            needed,
+            control,
+            decoding,
+            end_ids=self.model._end_ids,
+            decode=self.model._decode,
+            top=0,
+        )
+        return [row[0] for row in engine.generate(run)]
+
+    def _prefill(self, one: Contender) -> float:
+        return sum(self._seconds[name] for name in one.needs)
+
+    def _cost(self, row: int, one: Contender, answer: Generation, seconds: float) -> Cost:
+        """What this row would have taken by itself, but for the seconds."""
+        chosen = len(answer.records)
+        # The last token chosen is read by no stream.
+        read = {
+            name: len(self.ready[row].prompts[name]) + chosen - 1 if name in one.needs else 0
+            for name in ("context", "memory")
+        }
+        memory = 0.0
+        if read["memory"]:
+            growing, fixed = self._cache["memory"]
+            memory = growing * read["memory"] + fixed
+        return Cost(
+            forwards=chosen * len(one.needs),
+            context_tokens=read["context"],
+            memory_tokens=read["memory"],
+            seconds=seconds,
+            cache_bytes=round(memory),
+        )
+
+    @cached_property
+    def _cache(self) -> dict[str, tuple[float, float]]:
+        return {name: stream.cache_bytes for name, stream in self._streams.items()}
+
+    def _timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
+        """What some work returns, and its seconds on the device."""
+        self._wait()
+        began = time.perf_counter()
+        made = work()
+        self._wait()
+        return made, time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _parts(self, said: Sequence[Spoken]) -> Iterator[list[Spoken]]:
+        """Answers of like length, as many as may be read at once."""
+        vocab = self.model.model.get_input_embeddings().weight.shape[0]
+        part: list[Spoken] = []
+        for one in sorted(said, key=lambda one: (len(one[1]), one)):
+            full = len(part) == max(len(self.ready), 2)
+            if part and (full or (len(part) + 1) * len(one[1]) * vocab > MOST_LOGITS):
+                yield part
+                part = []
+            part.append(one)
+        if part:
+            yield part
+
+    def _padded(self, part: Sequence[Spoken]) -> Tensor:
+        longest = max(len(ids) for _, ids in part)
+        rows = [[*ids, *[self._pad] * (longest - len(ids))] for _, ids in part]
+        return torch.tensor(rows, device=self._device)
+
+    def _follow(self, part: Sequence[Spoken]) -> dict[str, Tensor]:
+        """Stream name -> `[rows, longest, vocab]` logits before every token of these answers."""
+        index = torch.tensor([row for row, _ in part], device=self._device)
+        tokens = self._padded(part)[:, :-1]
+        lengths = torch.tensor([len(ids) for _, ids in part], device=self._device)
+        mask = torch.arange(tokens.shape[1], device=self._device) < lengths[:, None] - 1
+        found = {}
+        for name, root in self._streams.items():
+            stream = root.fork()
+            stream.select(index)
+            first = stream.prefill()[:, None]
+            rest = [stream.follow(tokens, mask)] if tokens.shape[1] else []
+            found[name] = torch.cat([first, *rest], dim=1)
+        return found
+
+
+def _readings(step: Step, tokens: Sequence[int], top: int) -> list[Reading]:
+    _check(step, torch.ones_like(step.invalid))
+    known = [detectors.get(name) for name in detectors.names()]
+    measured = [one for one in known if set(one.needs) <= set(step.logprobs)]
+    names = [one.name.replace("-", "_") for one in measured]
+    scores = torch.stack([one(step) for one in measured], dim=1).tolist()
+    column = torch.tensor(tokens, device=step.invalid.device)[:, None]
+    said, tops = {}, {}
+    for name, logprobs in step.logprobs.items():
+        said[name] = logprobs.gather(-1, column)[:, 0].tolist()
+        best = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
+        pairs = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        tops[name] = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
+    return [
+        Reading(
+            dict(zip(names, scores[place], strict=True)),
+            {name: rows[place] for name, rows in tops.items()},
+            {name: rows[place] for name, rows in said.items()},
+        )
+        for place in range(len(tokens))
+    ]
+
+
+def _check(step: Step, rows: Tensor) -> None:
+    if (step.invalid & rows).any():
+        raise LogitsError(
+            f"answer token {step.index + 1}: logits hold NaN or +inf, or nothing finite "
+            "(look at the model's dtype)"
+        )
