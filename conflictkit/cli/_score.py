@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from conflictkit.cli import _ask, _output
+from conflictkit.cli._progress import Watch, watching
 from conflictkit.errors import InvalidParameterError
 
 if TYPE_CHECKING:
-    from conflictkit.scoring import Progress, Summary
+    from conflictkit.scoring import Summary
 
 _COLUMNS = "Columns"
 _ANSWERS = "Answers that are not given"
 _MODEL = "Model"
 _RUN = "Run"
 _INTERRUPTED = 130
-_STEPS = 1_000_000
 
 
 def _option(*names: str, panel: str, **settings: Any) -> Any:
@@ -174,7 +174,7 @@ def score(
         "overwrite": overwrite,
         **{name: value for name, value in options.items() if value is not None},
     }
-    with _progress() as watch:
+    with watching("scoring", "rows") as watch:
         try:
             summary = _run(rows, out, columns, control, (model, source), settings, watch)
         except KeyboardInterrupt:
@@ -194,7 +194,7 @@ def _run(
     control: dict[str, Any],
     source: tuple[str, dict[str, Any]],
     settings: dict[str, Any],
-    watch: _Watch,
+    watch: Watch,
 ) -> Summary:
     # Late: these import torch. Everything that may be wrong is found before a model is loaded.
     with contextlib.redirect_stdout(sys.stderr):
@@ -215,56 +215,6 @@ def _run(
         return scoring.score_file(
             model, rows, out, policy=chosen, fields=fields, progress=watch, **settings
         )
-
-
-class _Watch:
-    """Draws how far a run is, if there is anyone to see it."""
-
-    def __init__(self, draw: Callable[[Progress], None], close: Callable[[], None]) -> None:
-        self._draw, self.close = draw, close
-
-    def __call__(self, progress: Progress) -> None:
-        self._draw(progress)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[_Watch]:
-    """A bar with the time that is left, on standard error, only on a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Watch(lambda progress: None, lambda: None)
-        return
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    bars = Bars(
-        TextColumn("scoring"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rows]:,} rows"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        # Standard output is redirected while a model is loaded: what rich puts back when the bar
-        # ends would be that.
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-
-    def draw(progress: Progress) -> None:
-        done = round(progress.done * _STEPS)
-        if not bars.tasks:
-            # Begun where an earlier run stopped, so that its work does not count as speed.
-            bars.add_task("", total=_STEPS, completed=done, rows=progress.rows)
-            bars.start()
-        bars.update(bars.task_ids[0], completed=done, rows=progress.rows)
-
-    try:
-        yield _Watch(draw, bars.stop)
-    finally:
-        bars.stop()
 
 
 def _lines(summary: Summary) -> Iterator[str]:
