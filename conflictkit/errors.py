@@ -26,7 +26,7 @@ class UnknownNameError(ConflictKitError, KeyError):
 
 
 class EmptyInputError(ConflictKitError, ValueError):
-    """A question or a context without any text."""
+    """A question or a context without any text, or a file without any row."""
 
 
 class ContextTooLongError(ConflictKitError, ValueError):
@@ -63,7 +63,11 @@ class PolicyError(ConflictKitError, ValueError):
 
 
 class RowError(ConflictKitError, ValueError):
-    """A row of an input file that cannot be scored; the message names file, line and field."""
+    """A row of an input file that cannot be used; the message names file, line and field."""
+
+
+class HubError(ConflictKitError, RuntimeError):
+    """A data set that could not be loaded from the hub."""
 
 
 class OutputError(ConflictKitError, RuntimeError):

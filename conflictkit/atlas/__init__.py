@@ -13,6 +13,7 @@ from __future__ import annotations
 from conflictkit.atlas import templates
 from conflictkit.atlas.cases import cases
 from conflictkit.atlas.data import Fact, facts, path
+from conflictkit.atlas.guards import guards
 from conflictkit.atlas.relations import RELATIONS
 
-__all__ = ["RELATIONS", "Fact", "cases", "facts", "path", "templates"]
+__all__ = ["RELATIONS", "Fact", "cases", "facts", "guards", "path", "templates"]

@@ -75,7 +75,7 @@ def _build(split: str) -> tuple[Case, ...]:
         both = _cycle(rng, known + wrong)
         for _ in range(round(_IRRELEVANT_CASES * _SCALE[split])):
             made.append(_irrelevant(rng, next(both), mine))
-    return tuple(_numbered(split, made))
+    return tuple(numbered(split, made))
 
 
 def _cycle(rng: random.Random, pool: list[Fact]):
@@ -174,6 +174,7 @@ def _make(
         context_answers=said,
         gold_answers=(fact.object,),
         state=state,
+        source="atlas",
         meta={
             "layout": layout,
             "statement": fill(rng.choice(words.statements), fact.subject),
@@ -182,7 +183,8 @@ def _make(
     )
 
 
-def _numbered(split: str, made: list[Case]) -> list[Case]:
+def numbered(split: str, made: list[Case]) -> list[Case]:
+    """The cases with their ids: split, state and a number within it."""
     from dataclasses import replace
 
     count: Counter[str] = Counter()
