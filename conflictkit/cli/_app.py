@@ -13,6 +13,7 @@ import typer
 
 from conflictkit import __version__
 from conflictkit.cli._ask import ask
+from conflictkit.cli._evaluate import evaluate
 from conflictkit.cli._methods import methods
 from conflictkit.cli._score import score
 from conflictkit.errors import ConflictKitError
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(score)
+app.command()(evaluate)
 app.command()(methods)
 
 # typer ships its own copy of click or uses the installed one, by version: this is either's.

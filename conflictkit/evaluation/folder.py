@@ -196,7 +196,8 @@ class Folder:
         """
         with writing(self.place):
             put(self.place / SUMMARY, _text(summary.to_dict()))
-            put(self.place / RUN, _text({**self._info, "finished": _now()}))
+            self._info["finished"] = self._info["finished"] or _now()
+            put(self.place / RUN, _text(self._info))
         self.finished = True
 
     def _begin(self) -> None:

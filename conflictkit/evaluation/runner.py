@@ -25,7 +25,7 @@ from conflictkit.evaluation.asking import Ready, pick, prepare
 from conflictkit.evaluation.cases import cases_hash, load_cases
 from conflictkit.evaluation.contenders import Contender, Group, Policies, contenders
 from conflictkit.evaluation.folder import Aside, Folder, Run, check_folder, load_run
-from conflictkit.evaluation.metrics.summary import summarise
+from conflictkit.evaluation.metrics import summarise, text
 from conflictkit.evaluation.record import Result
 from conflictkit.evaluation.shared import Batch
 from conflictkit.evaluation.writing import Writer
@@ -56,10 +56,12 @@ def evaluate(
     policies: Policies = (),
     split: str | None = None,
     limit: int | None = None,
+    spec: str | None = None,
     seed: int = 0,
     batch_size: int = 32,
     batch_tokens: int = 16384,
     top: int = 3,
+    match: str = text.DEFAULT,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
@@ -78,11 +80,14 @@ def evaluate(
         out: the folder to write, one per run.
         split: only the cases of this split.
         limit: at most so many cases, drawn in equal shares from the states.
+        spec: what `run.json` calls cases that are given one by one.
         seed: of that draw, of the intervals, and of sampled answers: case number n (from 0) draws
             from seed + n under every method.
         batch_size: most cases in a batch.
         batch_tokens: most tokens of the longer stream in a batch, padding included.
         top: candidates of each stream to record per token.
+        match: how the figures recognise an answer, a name in
+            `conflictkit.evaluation.metrics.text.MATCHES`.
         overwrite: replace another run, or a finished one.
         progress: called before the first batch and after each.
         options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template` and
@@ -107,15 +112,13 @@ def evaluate(
         if name not in OPTIONS:
             raise unknown_name("option of an evaluation", name, OPTIONS)
     sizes = {"batch_size": batch_size, "batch_tokens": batch_tokens, "top": top}
-    for name, value in (sizes | ({} if limit is None else {"limit": limit})).items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidParameterError(f"{name} must be a whole number from 1, not {value!r}")
-    given = contenders(methods, policies)
-    check_folder(out)
-    spec = os.fspath(cases) if isinstance(cases, str | os.PathLike) else None
-    chosen = pick(load_cases(spec) if spec is not None else list(cases), split, limit, seed)
-    if not chosen:
-        raise EmptyInputError("there are no cases to evaluate")
+    for name, value in sizes.items():
+        _check_whole(name, value)
+    if isinstance(cases, str | os.PathLike):
+        spec = os.fspath(cases)
+    given, chosen = check_request(
+        cases, methods, out, policies=policies, split=split, limit=limit, seed=seed, match=match
+    )
     groups, decoding, wording = _bound(model, given, {**options, "seed": seed})
     info = {
         "model": _model_info(model),
@@ -136,9 +139,43 @@ def evaluate(
             folder.add((), aside)
             run = _Runner(model, groups, decoding, folder, Writer(model, decoding.stop, top))
             run.all(ready, sizes, progress)
-            done = load_run(out)
-            folder.finish(summarise(done.cases, done.results, seed=seed))
+        done = load_run(out)
+        if done.summary is None or done.summary.match != match:
+            folder.finish(summarise(done.cases, done.results, seed=seed, match=match))
     return load_run(out)
+
+
+def check_request(
+    cases: str | os.PathLike[str] | Sequence[Case],
+    methods: str | Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    policies: Policies = (),
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    match: str = text.DEFAULT,
+) -> tuple[tuple[Group, ...], list[Case]]:
+    """What can be found wrong with a request before a model is loaded; arguments as `evaluate`.
+
+    Returns:
+        The methods and the cases that were asked for.
+
+    Raises:
+        ConflictKitError: as `evaluate`.
+    """
+    if match not in text.MATCHES:
+        raise unknown_name("match", match, text.MATCHES)
+    if limit is not None:
+        _check_whole("limit", limit)
+    given = contenders(methods, policies)
+    check_folder(out)
+    if isinstance(cases, str | os.PathLike):
+        cases = load_cases(os.fspath(cases))
+    chosen = pick(cases, split, limit, seed)
+    if not chosen:
+        raise EmptyInputError("there are no cases to evaluate")
+    return given, chosen
 
 
 class _Runner:
@@ -255,6 +292,11 @@ class _Runner:
         ]
 
 
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidParameterError(f"{name} must be a whole number from 1, not {value!r}")
+
+
 def _prepared(
     model: Model, cases: Iterable[Case], wording: Mapping[str, Any]
 ) -> tuple[list[Ready], list[Aside]]:
@@ -279,16 +321,14 @@ def _bound(
     model: Model, groups: Sequence[Group], options: Mapping[str, Any]
 ) -> tuple[tuple[Group, ...], Decoding, dict[str, Any]]:
     """The methods made ready for this model, and how answers are decoded and worded."""
-    bound = []
-    for group in groups:
-        mine = []
-        for one in group:
-            job, wording = model._resolve(
-                None, {**options, "policy": one.policy, "trace": False}, 1
-            )
-            mine.append(replace(one, policy=job.policies[0]))
-        bound.append(tuple(mine))
-    return tuple(bound), job.decoding, wording
+    asked = {**options, "trace": False}
+    job, wording = model._resolve("plain", asked, 1)
+
+    def bind(one: Contender) -> Contender:
+        mine, _ = model._resolve(None, {**asked, "policy": one.policy}, 1)
+        return replace(one, policy=mine.policies[0])
+
+    return tuple(tuple(map(bind, group)) for group in groups), job.decoding, wording
 
 
 def _model_info(model: Model) -> dict[str, Any]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from conflictkit.sampling import Decoding
     from conflictkit.toolkit import Model
 
-SWEEP_ROWS = 256
+SWEEP_ROWS = 128
 """Rows that the values of a sweep are decoded in at most, unless one value alone has more."""
 
 Spoken = tuple[int, Ids]
