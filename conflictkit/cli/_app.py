@@ -15,7 +15,9 @@ from conflictkit import __version__
 from conflictkit.cli._ask import ask
 from conflictkit.cli._evaluate import evaluate
 from conflictkit.cli._methods import methods
+from conflictkit.cli._report import report
 from conflictkit.cli._score import score
+from conflictkit.cli._screen import screen
 from conflictkit.errors import ConflictKitError
 
 BAD_INPUT = 2
@@ -32,6 +34,8 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(score)
 app.command()(evaluate)
+app.command()(screen)
+app.command()(report)
 app.command()(methods)
 
 # typer ships its own copy of click or uses the installed one, by version: this is either's.

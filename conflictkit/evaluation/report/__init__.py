@@ -1,0 +1,12 @@
+"""Reports on finished runs: one HTML page that needs nothing else, Markdown, CSV.
+
+>>> from conflictkit.evaluation.report import read, page, markdown, figures
+>>> page(read(["runs/first"]))  # doctest: +SKIP
+"""
+
+from conflictkit.evaluation.report.data import figures, files
+from conflictkit.evaluation.report.page import page
+from conflictkit.evaluation.report.sources import Source, read
+from conflictkit.evaluation.report.text import markdown
+
+__all__ = ["Source", "figures", "files", "markdown", "page", "read"]
