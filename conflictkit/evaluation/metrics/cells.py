@@ -140,8 +140,6 @@ def cells_of(
         n = sum(_size(columns[part]) for part in of) if of else _size(columns[name])
         clusters = int(sums.subjects[place])
         notes = _small(n, clusters)
-        if defined[place] < _UNSURE:
-            notes.append(f"defined in {defined[place]:.0%} of the resamples")
         if name == "harmonic" and of and len(of) < len(HARMONIC):
             missing = ", ".join(state for state in HARMONIC if state not in of)
             notes.append(f"of {len(of)} states: no cases of {missing}")
@@ -153,6 +151,8 @@ def cells_of(
         elif _empty(bounds, clusters):
             bounds, note = _fallback(name, float(values[place]), clusters)
             notes.append(note)
+        elif defined[place] < _UNSURE:
+            notes.append(f"defined in {defined[place]:.0%} of the resamples")
         cells[name] = Cell(
             float(values[place]), _number(bounds[0]), _number(bounds[1]), n, note="; ".join(notes)
         )
@@ -217,8 +217,7 @@ def _common(
         ids = ours[name].keys() & theirs.get(name, {}).keys()
         pairs = [(ours[name][id], theirs[name][id]) for id in ids]
         if any(a[1] for a, _ in pairs) and any(b[1] for _, b in pairs):
-            # In the order of the method's cases: a set's order changes from run to run, and with
-            # it the rounding of the sums.
+            # Not in the order of the set, which changes from run to run.
             left[name] = {id: pair for id, pair in ours[name].items() if id in ids}
             right[name] = {id: theirs[name][id] for id in left[name]}
     return left, right

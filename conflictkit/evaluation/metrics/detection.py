@@ -26,8 +26,7 @@ BINS = 10
 """Bins of a calibration table, at most."""
 POINTS = 200
 """Points kept of a ROC curve, about."""
-_BLOCK = 250
-"""Resamples worked on at once: what fits into a processor's cache is several times as fast."""
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -62,24 +61,33 @@ def ranked(scored: Scored, weights: Array) -> tuple[Array, Array]:
     """
     order = np.argsort(-scored.scores, kind="stable")
     values, subjects = scored.scores[order], scored.subjects[order]
-    ends = np.flatnonzero(np.append(np.diff(values) != 0, True))
-    positive = scored.conflict[order].astype(weights.dtype)[:, None]
-    auroc, precision = np.empty(len(weights)), np.empty(len(weights))
-    for start in range(0, len(weights), _BLOCK):
-        some = slice(start, start + _BLOCK)
-        weight = np.ascontiguousarray(weights[some].T)[subjects]
-        true = np.cumsum(weight * positive, axis=0)[ends]
-        reached = np.cumsum(weight, axis=0, out=weight)[ends]
-        added = np.diff(true, axis=0, prepend=0)
-        false = reached - true
-        false_added = np.diff(false, axis=0, prepend=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            area = np.einsum("ij,ij->j", false_added, true - added / 2)
-            auroc[some] = area / (true[-1] * false[-1])
-            share = np.divide(true, reached, out=np.zeros_like(true), where=reached > 0)
-            average = np.einsum("ij,ij->j", added, share) / true[-1]
-        precision[some] = np.where(false[-1] > 0, average, np.nan)
-    return auroc, precision
+    conflict = scored.conflict[order]
+    rows = np.ascontiguousarray(weights.T)
+    starts = np.flatnonzero(np.append(True, np.diff(values) != 0))
+    true, false, area, average = np.zeros((4, len(weights)))
+    # Item by item with all weightings at once: no array of items by weightings is ever made.
+    for start, end in zip(starts, [*starts[1:], len(values)], strict=True):
+        group, positive = subjects[start:end], conflict[start:end]
+        added = _weight(rows, group[positive])
+        if added is not None:
+            true += added
+        if (negative := _weight(rows, group[~positive])) is not None:
+            false += negative
+            area += negative * (true if added is None else true - added / 2)
+        if added is not None:
+            average += added * true / np.maximum(true + false, _TINY)
+    one_sided = (true <= 0) | (false <= 0)
+    true[one_sided] = false[one_sided] = np.nan
+    return area / (true * false), average / true
+
+
+def _weight(rows: Array, subjects: np.ndarray[Any, np.dtype[np.int64]]) -> Array | None:
+    """Weight of some items under every weighting; None without any."""
+    if len(subjects) == 0:
+        return None
+    if len(subjects) == 1:
+        return rows[subjects[0]]
+    return np.bincount(subjects, minlength=len(rows)).astype(float) @ rows
 
 
 def roc_curve(scored: Scored) -> dict[str, list[float]]:

@@ -27,7 +27,9 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 def draw_subjects(subjects: int, resamples: int, rng: np.random.Generator) -> Array:
     """How often each subject is drawn: `[resamples, subjects]`, every row sums to `subjects`."""
-    share = np.full(subjects, 1 / subjects) if subjects else np.empty(0)
+    if subjects == 0:
+        return np.empty((resamples, 0))
+    share = np.full(subjects, 1 / subjects)
     return rng.multinomial(subjects, share, size=resamples).astype(np.float64)
 
 
@@ -42,11 +44,11 @@ def tail(subjects: Array) -> Array:
     `Phi(-sqrt(n / (n - 1)) t(0.975, n - 1))`: 2.5 % for many subjects, less for few, because
     the plain percentile interval is too narrow there. 0 below two subjects.
     """
-    from scipy import stats
+    from scipy import special  # scipy.stats takes seconds to import
 
     n = np.maximum(np.asarray(subjects, dtype=np.float64), 2)
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
-    return np.where(np.asarray(subjects) < 2, 0.0, stats.norm.cdf(-np.sqrt(n / (n - 1)) * quantile))
+    quantile = special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)
+    return np.where(np.asarray(subjects) < 2, 0.0, special.ndtr(-np.sqrt(n / (n - 1)) * quantile))
 
 
 def percentiles(samples: Array, subjects: Array) -> tuple[Array, Array, Array]:

@@ -189,7 +189,10 @@ def _by_method(
                 f"method '{result.method}' has two results for the case '{result.case}'"
             )
         row[result.case] = result
-    return answered
+    # In the order of the cases, so that sums are rounded alike however the results came.
+    return {
+        method: {id: row[id] for id in known if id in row} for method, row in answered.items()
+    }
 
 
 def _columns(row: Mapping[str, Seen]) -> dict[str, Column]:
