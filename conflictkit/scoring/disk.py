@@ -79,8 +79,13 @@ def put(path: Path, data: bytes) -> None:
     sync(path.parent)
 
 
-def lock(file: BinaryIO, what: Path) -> None:
+def lock(file: BinaryIO, what: Path, *, wait: bool = False) -> None:
     """Keep other runs away from `what` for as long as `file` is open.
+
+    Args:
+        file: the file that the lock is on.
+        what: what a message calls it.
+        wait: if another run is there, wait until it has gone.
 
     Raises:
         OutputError: another run is there already.
@@ -88,7 +93,7 @@ def lock(file: BinaryIO, what: Path) -> None:
     if fcntl is None:
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         raise OutputError(f"another run is writing '{what}': wait for it") from error
 
