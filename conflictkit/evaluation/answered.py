@@ -122,7 +122,7 @@ def _entry(line: bytes) -> tuple[str, Said] | None:
     try:
         data: Any = json.loads(line)
         prompt, greedy, samples = data["prompt"], data["greedy"], data["samples"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not isinstance(samples, list) or not all(isinstance(one, str) for one in (prompt, greedy)):
         return None
