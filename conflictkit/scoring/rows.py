@@ -208,5 +208,6 @@ def _id(field: str, value: Any) -> str | int | None:
 
 def kind(value: Any) -> str:
     """What to call a value of JSON in a message."""
-    names = {bool: "true or false", int: "a number", float: "a number", dict: "an object"}
-    return {**names, list: "a list", tuple: "a list"}.get(type(value), type(value).__name__)
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+    names |= {dict: "an object", list: "a list", tuple: "a list"}
+    return names.get(type(value), type(value).__name__)

@@ -89,8 +89,8 @@ def test_splits_share_no_subject_and_no_entity():
 
 def test_the_same_list_every_time():
     code = (
-        "from conflictkit.atlas import cases; import hashlib;"
-        "print(hashlib.sha256(repr(cases('test')).encode()).hexdigest())"
+        "from conflictkit.atlas import cases, guards; import hashlib;"
+        "print(hashlib.sha256(repr(cases('test') + guards('test')).encode()).hexdigest())"
     )
     runs = {
         subprocess.run(

@@ -1,14 +1,14 @@
 """CounterFact-Hard (Chen et al., "Robust and Scalable Model Editing", EREN, COLING 2024).
 
-A row is one edit: a false statement, questions that it answers (`edit_scope`), and questions it does
-not answer, about neighbouring subjects and about the same one. The statement is the context of all
-of them. A question asked twice under one edit gives one case.
+A row is one edit: a false statement, questions that it answers (`edit_scope`), and questions it
+does not answer, about neighbouring subjects and about the same one. The statement is the context of
+all of them. A question asked twice under one edit gives one case.
 
-In scope (`context_kind` `edit`) the benchmark counts the edit as right, so `gold_answers` is the new
-answer; `memory_answers` is the one that was true before, which a memory is assumed to hold; such
-cases are `unscreened`. Out of scope (`neighbour`, `same-subject`) the answer must stay what it was
-without the statement: those are `irrelevant`, whatever the model. Their true answers are there for
-the neighbours; the lists for the same subject were filtered in the questions but not in the
+In scope (`context_kind` `edit`) the benchmark counts the edit as right, so `gold_answers` is the
+new answer; `memory_answers` is the one that was true before, which a memory is assumed to hold;
+such cases are `unscreened`. Out of scope (`neighbour`, `same-subject`) the answer must stay what it
+was without the statement: those are `irrelevant`, whatever the model. Their true answers are there
+for the neighbours; the lists for the same subject were filtered in the questions but not in the
 answers, so that it cannot be told which belongs to which, and the answers stay empty.
 
 `subject` is the edit's, also for neighbours, whose own the file does not name: the questions of one
@@ -88,8 +88,6 @@ def _list(record: Record, column: str, key: str | None = None) -> list[Any]:
             raise record.error(column, "is missing" if value is None else "must be an object")
         value = value.get(key)
     if not isinstance(value, list | tuple):
-        what = f"'{key}' in it " if key else ""
-        raise record.error(
-            column, f"{what}is missing" if value is None else f"{what}must be a list"
-        )
+        fault = "is missing" if value is None else "must be a list"
+        raise record.error(column, f"'{key}' in it {fault}" if key else fault)
     return list(value)

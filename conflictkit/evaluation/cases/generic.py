@@ -1,10 +1,10 @@
 """Any table of questions: CSV, JSON lines, JSON list or Parquet, one case per row.
 
-`question` has to be there. The columns are those of the case format; in place of a list a column may
-hold one text, or the text of a JSON list, under the singular name as well: `context`, `gold_answer`
-or `answer`, `context_answer`, `memory_answer`, `choice`. What is not given: `id` is the row's number,
-`subject` the question, `split` `test`, `state` `unscreened`. Columns under other names go into
-`meta`.
+`question` has to be there. The columns are those of the case format; in place of a list a column
+may hold one text, or the text of a JSON list, under the singular name as well: `context`,
+`gold_answer` or `answer`, `context_answer`, `memory_answer`. What is not given: `id` is the row's
+number, `subject` the question, `split` `test`, `state` `unscreened`. Columns under other names go
+into `meta`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ _SINGULAR = {
     "answers": "gold_answers",
     "context_answer": "context_answers",
     "memory_answer": "memory_answers",
-    "choice": "choices",
 }
 
 

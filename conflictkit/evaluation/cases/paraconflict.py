@@ -33,12 +33,12 @@ def load(where: str) -> list[Case]:
 def _cases(table: Table, record: Record) -> list[Case]:
     relation, model = _folder(table)
     screened = model if table.stem.startswith("filtered") else ""
-    clean, coherent = record.text("Clean Prompt"), record.text("Coherent Conflict")
+    clean, coherent = record.verbatim("Clean Prompt"), record.verbatim("Coherent Conflict")
     passage, _, asked = coherent.rpartition(_QUESTION)
     question, _, _ = asked.partition(_ANSWER)
     if not passage or _ANSWER not in asked:
         raise record.error("Coherent Conflict", "has no '... Question: ... Answer: ...'")
-    substitution = record.text("Substitution Conflict")
+    substitution = record.verbatim("Substitution Conflict")
     if not substitution.endswith(" " + clean):
         raise record.error("Substitution Conflict", "does not end with the clean prompt")
     right = unique([*record.texts("Answer"), *record.texts("Answer_ns", needed=False)])

@@ -55,6 +55,15 @@ class Record:
             raise self.error(column, "is empty" if column in self.values else "is missing")
         return self.check(column, value)
 
+    def verbatim(self, column: str) -> str:
+        """The text of a column as it stands.
+
+        Raises:
+            RowError: it is missing or empty, or no text.
+        """
+        self.text(column)
+        return self.values[column]
+
     def texts(self, column: str, *, needed: bool = True) -> tuple[str, ...]:
         """The texts of a column: a list, the text of a list, or one text; repeats left out.
 
@@ -127,7 +136,7 @@ def open_table(where: str) -> Table:
     """
     path = Path(where)
     hub = _HUB_ID.fullmatch(where)
-    if hub is not None and path.suffix.lower() not in _ENDINGS and not _exists(path):
+    if hub is not None and path.suffix.lower() not in _ENDINGS and not exists(path):
         records = list(_from_hub(hub["id"], hub["config"]))
         table = Table(where, hub["config"] or hub["id"].partition("/")[2], records)
     else:
@@ -151,7 +160,8 @@ def unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; False also for names that no file can have."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -233,8 +243,8 @@ def _json_list(name: str, data: bytes) -> Iterator[Record]:
         if content[at : at + 1] != ",":
             raise RowError(f"{place}: the file is not JSON (no ',' or ']' after the item)")
         at = skip(at + 1)
-    if content[at + 1 :].strip():
-        line += content.count("\n", counted, at)
+    if (rest := skip(at + 1)) < len(content):
+        line += content.count("\n", counted, rest)
         raise RowError(f"{name}, line {line}: the file is not JSON (something follows the list)")
 
 
@@ -252,6 +262,7 @@ def _from_hub(name: str, config: str | None) -> Iterator[Record]:
         ) from error
     parts: Mapping[Any, Any] = loaded if isinstance(loaded, Mapping) else {"": loaded}
     for split, rows in parts.items():
-        for number, values in enumerate(rows):
+        for number, row in enumerate(rows):
+            values: Any = row
             said = f", split '{split}'" if split else ""
             yield Record(values, f"{name}{said}, row {number + 1}", number, str(split))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from conflictkit import atlas
-from conflictkit.errors import InvalidParameterError, RowError, unknown_name
+from conflictkit.errors import EmptyInputError, InvalidParameterError, RowError, unknown_name
 from conflictkit.evaluation.cases import (
     conflictqa,
     counterfact,
@@ -17,7 +17,8 @@ from conflictkit.evaluation.cases import (
     squad,
     tristate,
 )
-from conflictkit.evaluation.cases.io import read_cases
+from conflictkit.evaluation.cases.io import as_dict, read_cases
+from conflictkit.evaluation.cases.records import exists
 from conflictkit.types import Case
 
 LOADERS: Mapping[str, Callable[[str], list[Case]]] = {
@@ -51,21 +52,21 @@ def load_cases(spec: str) -> list[Case]:
         HubError: a data set that cannot be loaded.
     """
     name, colon, where = spec.partition(":")
-    if name == "atlas" and (colon or not Path(spec).exists()):
+    if name == "atlas" and (colon or not exists(Path(spec))):
         split = where or "test"
         return [*atlas.cases(split), *atlas.guards(split)]
     if name in LOADERS and colon:
         if not where.strip():
             raise InvalidParameterError(f"'{spec}' names no file: type {name}:PATH")
-        return _once(spec, LOADERS[name](where))
+        return _checked(spec, LOADERS[name](where))
     ending = Path(spec).suffix.lower()
     if ending in _OUR_OWN:
         return read_cases(spec)
     if ending == ".csv":
-        return _once(spec, generic.load(spec))
+        return _checked(spec, generic.load(spec))
     if name in LOADERS:
         raise InvalidParameterError(f"'{name}' needs a place: type {name}:PATH")
-    if not colon and Path(spec).exists():
+    if spec and not colon and exists(Path(spec)):
         raise InvalidParameterError(
             f"cannot tell what '{spec}' holds: put the name of its source before it, "
             f"NAME:{spec}, one of {', '.join(LOADERS)}"
@@ -73,10 +74,14 @@ def load_cases(spec: str) -> list[Case]:
     raise unknown_name("source of cases", name, SOURCES)
 
 
-def _once(spec: str, cases: list[Case]) -> list[Case]:
+def _checked(spec: str, cases: list[Case]) -> list[Case]:
+    """The cases, if there are any, ids are unique, and all could be written down as they are."""
+    if not cases:
+        raise EmptyInputError(f"there are no cases in '{spec}'")
     seen: set[str] = set()
     for case in cases:
         if case.id in seen:
             raise RowError(f"{spec}: two cases have the id '{case.id}'")
         seen.add(case.id)
+        as_dict(case)
     return cases

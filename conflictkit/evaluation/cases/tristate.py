@@ -81,16 +81,11 @@ def _case(table: Table, read: Record, closed: Record) -> Case:
         gold_answers=right,
         state=state,
         source="tristate",
-        prompt=read.values["context_string"],
-        memory_prompt=_verbatim(closed),
+        prompt=read.verbatim("context_string"),
+        memory_prompt=closed.verbatim("context_string"),
         aligned=False,
         meta={
             "screened_for": table.folders[0] if table.folders else table.stem,
             **read.meta("fact_id", "answer_type", "assigned_weight"),
         },
     )
-
-
-def _verbatim(record: Record) -> str:
-    record.text("context_string")
-    return record.values["context_string"]
