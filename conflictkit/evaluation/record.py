@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf, isinf
 from typing import Any
 
 
@@ -40,8 +41,8 @@ class Result:
         finish_reason: `eos`, `stop` or `length`.
         context_logprob: log-probability of the answer under the context stream alone, natural log,
             the sum over its tokens; None for a case without a context.
-        choices: answer to choose from -> its log-probability under the method (sum over tokens);
-            empty unless the case has choices.
+        choices: answer to choose from -> its log-probability under the method (sum over tokens),
+            -inf if the method rules one of its tokens out; empty unless the case has choices.
         tokens: per answer token what a trace holds: `text, id, scores, context_weight,
             memory_weight, context_top, memory_top` (tops as `[text, probability]`).
         cost: what it took.
@@ -58,11 +59,15 @@ class Result:
     tokens: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain data, ready for JSON."""
-        return {**vars(self), "ids": list(self.ids), "cost": asdict(self.cost)}
+        """The result as plain data, ready for JSON, which has no -inf: there it is None."""
+        choices = {name: None if isinf(value) else value for name, value in self.choices.items()}
+        return {**vars(self), "ids": list(self.ids), "cost": asdict(self.cost), "choices": choices}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """The result of a line written by `to_dict`."""
         cost = Cost(**data["cost"])
-        return cls(**{**data, "ids": tuple(data["ids"]), "cost": cost})
+        choices = {
+            name: -inf if value is None else value for name, value in data["choices"].items()
+        }
+        return cls(**{**data, "ids": tuple(data["ids"]), "cost": cost, "choices": choices})

@@ -140,7 +140,8 @@ def evaluate(
             run = _Runner(model, groups, decoding, folder, Writer(model, decoding.stop, top))
             run.all(ready, sizes, progress)
         done = load_run(out)
-        if done.summary is None or done.summary.match != match:
+        # A crash may have come between the figures and the word that the run is finished.
+        if not folder.finished or done.summary is None or done.summary.match != match:
             folder.finish(summarise(done.cases, done.results, seed=seed, match=match))
     return load_run(out)
 
