@@ -1,7 +1,12 @@
 """Setting a gate's threshold from answers whose state is known.
 
 An answer's score is the detector's largest value over its tokens (its smallest, where a low value
-means conflict): an alarm at any token is an alarm.
+means conflict): an alarm at any token is an alarm. The end token counts for nothing, nor does what
+stands before the marker that control starts after.
+
+The threshold is a split-conformal one: among n quiet answers and a fresh one, all equally likely to
+come in any order, the fresh one is beyond the k-th most extreme with probability at most
+k / (n + 1) (Vovk, Gammerman & Shafer, 2005, Algorithmic Learning in a Random World).
 """
 
 from __future__ import annotations
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
     from conflictkit.answers import Answer
     from conflictkit.toolkit import Model
 
+OPTIONS = ("chat", "template", "truncate", "max_new_tokens", "stop")
+"""What may be said about the answers beside the method."""
+_ROUNDING = 1e-9
+# 0.05 * 20 must not count as less than 1.
+
 QUIET, CONFLICTING = ("agreement",), ("correction", "resistance")
 """States in which context and memory say the same, and in which they do not."""
 
@@ -36,10 +46,10 @@ def calibrate(
     batch: int = 16,
     **options: Any,
 ) -> Policy:
-    """`policy` with a gate that opens on at most a share `false_alarm` of the quiet cases.
+    """`policy` with a gate that opens on a fresh quiet case with probability `false_alarm` at most.
 
-    Answers are plain greedy ones. The threshold is the smallest score of a quiet case beyond which
-    no more than that share of them lies.
+    Answers are plain greedy ones. Cases without a token that the gate would be asked at (the
+    answer is empty, or never writes the marker) cannot raise an alarm.
 
     Args:
         model: the model that the policy will be tied to.
@@ -50,32 +60,45 @@ def calibrate(
         false_alarm: from 0 to 1.
         at: `step` or `prompt`, where only the first token counts.
         batch: cases per batch.
-        options: of `Model.ask_batch` (`chat`, `template`, `max_new_tokens`, ...).
+        options: of `Model.ask_batch`, those of `OPTIONS`.
 
     Raises:
         UnknownNameError: no such detector.
         InvalidParameterError: a value out of range, or fewer quiet cases than the share needs.
     """
-    if isinstance(false_alarm, bool) or not 0 < false_alarm < 1:
+    if type(false_alarm) not in (int, float) or not 0 < false_alarm < 1:
         raise InvalidParameterError(
             f"false_alarm must be a number between 0 and 1, not {false_alarm!r}"
         )
+    for name in options:
+        if name not in OPTIONS:
+            raise InvalidParameterError(
+                f"calibration does not take {name}=: it sets the gate, from plain greedy answers"
+            )
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise InvalidParameterError(f"batch must be a whole number of at least 1, not {batch!r}")
     sign = detectors.get(detector).sign
     Gate(detector, sign, 0.0, at=at)  # refuses a bad `at` before anything is read
     quiet = [case for case in cases if case.state in QUIET]
     conflicting = [case for case in cases if case.state in CONFLICTING]
-    fewest = math.ceil(1 / false_alarm)
+    fewest = math.ceil(1 / false_alarm - _ROUNDING) - 1
     if len(quiet) < fewest:
         raise InvalidParameterError(
             f"a false alarm rate of {false_alarm:g} needs at least {fewest} cases of agreement, "
             f"not {len(quiet)}"
         )
+    marker = policy.controller.bound(model.tokenizer).start_after
     scored = [
-        _score(answer, detector, sign, at)
+        _score(answer, detector, sign, at, marker)
         for answer in _answers(model, [*quiet, *conflicting], detector, batch, options)
     ]
     negatives, positives = scored[: len(quiet)], scored[len(quiet) :]
     bound = threshold(negatives, sign, false_alarm)
+    if not math.isfinite(bound):
+        raise InvalidParameterError(
+            "too many answers to cases of agreement have no token that the gate would be asked at: "
+            "they are empty, or never write the start_after marker"
+        )
     gate = Gate(detector, sign, bound, at=at)
     return Policy(
         replace(policy.controller, when=gate),
@@ -91,15 +114,17 @@ def calibrate(
 
 
 def threshold(scores: Sequence[float], sign: str, false_alarm: float) -> float:
-    """The bound beyond which at most a share `false_alarm` of `scores` lies.
+    """The bound beyond which a fresh score lies with probability `false_alarm` at most.
 
-    >>> threshold([0.1, 0.2, 0.3, 0.4], ">", 0.25)
+    >>> threshold([0.1, 0.2, 0.3, 0.4], ">", 0.2)
+    0.4
+    >>> threshold([0.1, 0.2, 0.3, 0.4], ">", 0.4)
     0.3
-    >>> threshold([0.1, 0.2, 0.3, 0.4], "<", 0.25)
+    >>> threshold([0.1, 0.2, 0.3, 0.4], "<", 0.4)
     0.2
     """
     order = sorted(scores, reverse=sign == ">")
-    return order[math.floor(false_alarm * len(order))]
+    return order[math.floor(false_alarm * (len(order) + 1) + _ROUNDING) - 1]
 
 
 def _answers(
@@ -119,14 +144,28 @@ def _answers(
     return made
 
 
-def _score(answer: Answer, detector: str, sign: str, at: str) -> float:
+def _score(answer: Answer, detector: str, sign: str, at: str, marker: Any) -> float:
+    """The most alarming score that the gate would see; one that never alarms if there is none."""
     if answer.trace is None:
         raise InvalidParameterError("calibration reads the trace: leave trace=True")
+    tokens = answer.trace.tokens
+    start = _behind(marker, [token.id for token in tokens]) if marker else 0
     name = detector.replace("-", "_")
-    values = [token.scores[name] for token in answer.trace.tokens]
+    values = [token.scores[name] for token in tokens[start:] if token.kind not in ("end", "stop")]
+    if not values:
+        return -math.inf if sign == ">" else math.inf
     if at == "prompt":
         return values[0]
     return max(values) if sign == ">" else min(values)
+
+
+def _behind(marker: Sequence[int], ids: Sequence[int]) -> int:
+    """Place of the first token behind the marker; beyond the end if it was never written."""
+    size = len(marker)
+    for place in range(len(ids) - size + 1):
+        if tuple(ids[place : place + size]) == tuple(marker):
+            return place + size
+    return len(ids)
 
 
 def _share(gate: Gate, scores: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ cad(alpha=1, variant=mended) at strength jsd at every step
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,7 @@ from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import MAX_WEIGHT, Parameter, Rule, check
 from conflictkit.types import Mix, State, Step
 
+_MOST_IDS = 2**31
 _STRENGTH = Parameter("strength", "float", 1.0, low=0, high=MAX_WEIGHT, choices=(), doc="")
 
 
@@ -46,7 +48,8 @@ class Controller:
             ones counted as 0.
         start_after: control starts behind this text in the answer, such as `</think>`; or its
             token ids; None: with the first token. Text has to be bound to a tokenizer before use
-            (`bound`), which the toolkit does.
+            (`bound`), which the toolkit does; it is found where it is written in the tokens that it
+            has by itself.
 
     Raises:
         UnknownNameError: no such detector.
@@ -93,11 +96,6 @@ class Controller:
         if isinstance(self.strength, str):
             names += detectors.get(self.strength).needs
         return tuple(dict.fromkeys(names))
-
-    @property
-    def detector_names(self) -> Mapping[str, str]:
-        """As the rule's."""
-        return self.rule.detector_names
 
     @property
     def params(self) -> dict[str, Any]:
@@ -148,11 +146,14 @@ class Controller:
     def __call__(self, step: Step, state: State) -> Mix:
         """Weights `[batch, 1]` or `[batch, vocab]`, as the rule's.
 
-        Scores: the rule's; the gate's detector under its own name; `active` (0 or 1) if the
-        control is gated or waits for a marker; `strength` if a detector sets it.
+        Scores: the rule's, under the names of the detectors that measure the same; the gate's
+        detector; `active` (0 or 1) if the control is gated or waits for a marker; `strength` if a
+        detector sets it.
         """
         inner = {k.removeprefix("rule."): v for k, v in state.items() if k.startswith("rule.")}
         mix = self.rule(step, inner)
+        names = self.rule.detector_names
+        mix = replace(mix, scores={names.get(k, k): v for k, v in mix.scores.items()})
         if self.is_bare:
             return replace(mix, state={f"rule.{k}": v for k, v in mix.state.items()})
         active = torch.ones_like(step.invalid)
@@ -228,11 +229,6 @@ class PerRow:
         """Streams of all controllers, the context stream first."""
         names = ["context", *(name for control in self.controls for name in control.needs)]
         return tuple(dict.fromkeys(names))
-
-    @property
-    def detector_names(self) -> Mapping[str, str]:
-        """Of all controllers; scores are told apart by the row they stand in."""
-        return {k: v for control in self.controls for k, v in control.detector_names.items()}
 
     def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
         """Every controller's state for every row under `<number>.*`, and `control` `[batch]`."""
@@ -332,9 +328,14 @@ def _strength(value: Any) -> float | str:
 
 
 def _marker(value: Any) -> str | tuple[int, ...] | None:
-    if value is None or (isinstance(value, str) and value):
-        return value
-    ids = [i for i in value if type(i) is int and i >= 0] if isinstance(value, list | tuple) else []
+    if value is None:
+        return None
+    if isinstance(value, str) and value:
+        with contextlib.suppress(UnicodeEncodeError):  # half a character is no text
+            value.encode()
+            return value
+    known = isinstance(value, list | tuple)
+    ids = [i for i in value if type(i) is int and 0 <= i < _MOST_IDS] if known else []
     if ids and len(ids) == len(value):
         return tuple(ids)
     raise InvalidParameterError(

@@ -49,7 +49,7 @@ def decode(
     *,
     memory_ids: Ids | None = None,
     method: Method | Sequence[Method] | None = None,
-    policy: Policies | None = None,
+    policy: Policies | Sequence[Policies] | None = None,
     token_streamer: Any = None,
     **given: Any,
 ) -> Any:
@@ -67,7 +67,8 @@ def decode(
             `ConflictProcessor` takes them. Not needed by methods without a memory stream.
         method: a method's name, `name?parameter=value&...`, a rule or a controller, or a list with
             one for each prompt; None: `adacad`, unless a policy is given.
-        policy: a `conflictkit.policy.Policy` or its file, instead of a method.
+        policy: a `conflictkit.policy.Policy` or its file, or a list with one for each prompt,
+            instead of a method.
         token_streamer: a streamer of transformers, for one prompt and one answer without beams:
             `put(prompt)`, `put(token)` for each token, `end()`, also after an error.
         given: the method's parameters by name; `when`, `strength`, `start_after` (as token ids);
@@ -119,10 +120,11 @@ def decode(
     kept = bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
     fill = pad if pad is not None else (ends[0] if ends else 0)
     host = Host(input_ids[::repeats], fill, after, stopping_criteria, keep=kept)
+    read = ("context", *control.needs) if before or kept else control.needs
     run = Stepper(
         {
             name: Stream(model, rows[name], pad_id=fill, use_cache=given.get("use_cache", True))
-            for name in control.needs
+            for name in dict.fromkeys(read)
         },
         control,
         decoding,

@@ -22,7 +22,7 @@ from conflictkit.errors import (
     UnsupportedError,
 )
 from conflictkit.interventions.contrast import Rule
-from conflictkit.policy import PARTS, Policy, choose
+from conflictkit.policy import PARTS, Policy, choose_rows
 from conflictkit.types import Control
 
 Ids = Sequence[int] | Sequence[Sequence[int]] | Tensor | Mapping[str, Any]
@@ -88,7 +88,7 @@ def control_of(
     model: Any,
     rows: int,
     method: Method | Sequence[Method] | None,
-    policy: Policies | None,
+    policy: Policies | Sequence[Policies] | None,
     parts: Mapping[str, Any],
     params: Mapping[str, Any],
 ) -> Control:
@@ -98,22 +98,13 @@ def control_of(
         model: the model that a policy may be tied to.
         rows: number of prompts.
         method: a name, `name?parameter=value`, a rule or a controller; or one for each row.
-        policy, parts, params: as `conflictkit.policy.choose`.
+        policy: a policy or its file; or one for each row.
+        parts, params: as `conflictkit.policy.choose`.
 
     Raises:
         UnknownNameError, InvalidParameterError, PolicyError: what cannot be used.
     """
-    if isinstance(method, list | tuple):
-        if len(method) != rows:
-            raise InvalidParameterError(f"{len(method)} methods for {rows} rows")
-        if params:
-            raise InvalidParameterError(
-                f"{next(iter(params))}= cannot belong to several methods: "
-                "write them as name?parameter=value"
-            )
-        policies = [choose(one, policy, parts) for one in method]
-    else:
-        policies = [choose(method, policy, parts, params)]  # type: ignore[arg-type]
+    policies = choose_rows(rows, method, policy, parts, params)
     for chosen in policies:
         if chosen.model is not None:
             chosen.check(str(model.config.name_or_path), models.fingerprint(model))

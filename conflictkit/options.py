@@ -11,7 +11,7 @@ from conflictkit import detectors
 from conflictkit.controller import Controller, PerRow
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
 from conflictkit.interventions.contrast import Rule
-from conflictkit.policy import PARTS, Policy, choose
+from conflictkit.policy import PARTS, Policy, choose_rows
 from conflictkit.prompts import PromptTemplate
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Processor
@@ -107,28 +107,17 @@ def _policies(method: Any, given: dict[str, Any], rows: int) -> tuple[Policy, ..
     """One policy for all rows or one for each; what is left in `given` are parameters."""
     policy = given.pop("policy", None)
     parts = {name: given.pop(name, None) for name in PARTS}
-    for what, value in (("method", method), ("policy", policy)):
-        if isinstance(value, list | tuple):
-            if len(value) != rows:
-                raise InvalidParameterError(f"{len(value)} entries in {what} for {rows} rows")
-            if given:
-                raise InvalidParameterError(
-                    f"{next(iter(given))}= cannot belong to several methods: "
-                    "write them as name?parameter=value"
-                )
-            if what == "method":
-                return tuple(choose(one, policy, parts) for one in value)
-            return tuple(choose(method, one, parts) for one in value)
-    chosen = choose(method, policy, parts)
+    chosen = choose_rows(rows, method, policy, parts, {})
     if not given:
-        return (chosen,)
-    rule = chosen.controller.rule
-    own = set(rule.__dataclass_fields__)
-    for name in given:
-        if name not in own:
-            everything = {*own, *Decoding.__dataclass_fields__, *OPTIONS}
-            raise unknown_name(f"option or parameter of method '{rule.name}'", name, everything)
-    return (choose(method, policy, parts, given),)
+        return tuple(chosen)
+    if len(chosen) == 1:
+        rule = chosen[0].controller.rule
+        own = set(rule.__dataclass_fields__)
+        for name in given:
+            if name not in own:
+                everything = {*own, *Decoding.__dataclass_fields__, *OPTIONS}
+                raise unknown_name(f"option or parameter of method '{rule.name}'", name, everything)
+    return tuple(choose_rows(rows, method, policy, parts, given))
 
 
 def given_once(context: Any, documents: Any) -> Any:

@@ -101,9 +101,14 @@ class ConflictTextGenerationPipeline(Pipeline):
         return super().__call__((_Asked(row) for row in several), **options)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        for name in options:
+        for name, value in options.items():
             if name not in _PER_RUN:
                 raise unknown_name(f"option of the {TASK} pipeline", name, _PER_RUN)
+            if name in ("method", "policy") and isinstance(value, list | tuple):
+                raise InvalidParameterError(
+                    f"a pipeline has one {name} for all its inputs: make one pipeline for each, or "
+                    "pass lists to Model.ask_batch"
+                )
         return {}, options, {}
 
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:

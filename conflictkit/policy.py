@@ -14,7 +14,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from conflictkit import methods
 from conflictkit.controller import Controller
 from conflictkit.errors import ConflictKitError, InvalidParameterError, PolicyError
+from conflictkit.files import write_whole
 from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import Rule
 
@@ -171,17 +171,9 @@ class Policy:
         """
         path = Path(path)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        partial = None
         try:
-            with tempfile.NamedTemporaryFile(
-                "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-            ) as file:
-                partial = file.name
-                file.write(text)
-            os.replace(partial, path)
+            write_whole(path, text)
         except (OSError, ValueError) as error:
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)
             raise PolicyError(f"cannot write the policy {path}: {error}") from error
 
     @classmethod
@@ -259,6 +251,33 @@ def choose(
             f"method must be a name, a rule or a controller, not {type(method).__name__}"
         )
     return Policy(Controller(methods.parse(method, **(params or {})), **given))
+
+
+def choose_rows(
+    rows: int, method: Any, policy: Any, parts: Mapping[str, Any], params: Mapping[str, Any]
+) -> list[Policy]:
+    """`choose` for a batch: `method` and `policy` may also be lists with one entry per row.
+
+    Returns:
+        One policy for each row, or a single one for all of them.
+
+    Raises:
+        PolicyError, UnknownNameError, InvalidParameterError: as `choose`, or lists that do not fit.
+    """
+    columns = {"method": method, "policy": policy}
+    lists = [name for name, value in columns.items() if isinstance(value, list | tuple)]
+    if not lists:
+        return [choose(method, policy, parts, params)]
+    for name in lists:
+        if len(columns[name]) != rows:
+            raise InvalidParameterError(f"{len(columns[name])} entries in {name} for {rows} rows")
+    if params:
+        raise InvalidParameterError(
+            f"{next(iter(params))}= cannot belong to several methods: "
+            "write them as name?parameter=value"
+        )
+    pairs = zip(*(v if n in lists else [v] * rows for n, v in columns.items()), strict=True)
+    return [choose(one, other, parts) for one, other in pairs]
 
 
 _KEYS = tuple(Policy.of("plain").to_dict())

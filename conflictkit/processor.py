@@ -58,7 +58,8 @@ class ConflictProcessor(LogitsProcessor):
             padding).
         method: a method's name, `name?parameter=value&...`, a rule or a controller, or a list with
             one for each prompt; None: `adacad`, unless a policy is given.
-        policy: a `conflictkit.policy.Policy` or its file, instead of a method.
+        policy: a `conflictkit.policy.Policy` or its file, or a list with one for each prompt,
+            instead of a method.
         prompt_length: width of `input_ids` where the answer begins, padding counted; None: found
             out as described.
         parameters: the method's own, by name; and `when`, `strength`, `start_after` as
@@ -76,7 +77,7 @@ class ConflictProcessor(LogitsProcessor):
         memory_ids: Ids,
         method: Method | Sequence[Method] | None = None,
         *,
-        policy: Policies | None = None,
+        policy: Policies | Sequence[Policies] | None = None,
         prompt_length: int | None = None,
         **parameters: Any,
     ) -> None:

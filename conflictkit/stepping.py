@@ -74,8 +74,9 @@ class Stepper:
 
     Args:
         streams: name -> stream, none of them read yet, all with the same number of rows. Every
-            name in `rule.needs` must be there; its first is the answering stream.
-        rule: who wins: a rule, a controller, or one controller per row.
+            name in `rule.needs` must be there. The answering stream is the context stream where
+            there are processors or a host to read it, otherwise the first that the rule needs.
+        rule: who wins: a controller, or one controller per row.
         decoding: greedy, sampling or beams, lengths and stops.
         end_ids: token ids that end an answer.
         decode: ids -> text, to look for stop texts.
@@ -114,7 +115,9 @@ class Stepper:
                 raise InvalidParameterError(f"{who} needs the stream '{missing[0]}'")
         if len({stream.batch for stream in streams.values()}) != 1:
             raise InvalidParameterError("all streams of a run must have the same number of rows")
-        first = rule.needs[0]
+        # What processors do to a row must not depend on what its batch mates need.
+        read = "context" in streams and bool(processors or host)
+        first = "context" if read else rule.needs[0]
         self.streams = {first: streams[first], **streams}
         self.rule = rule
         self.decoding = decoding
@@ -209,7 +212,6 @@ class Stepper:
         # One spelling of score names, the one that rules use.
         scores = {item.name.replace("-", "_"): item(step) for item in self.detectors}
         for name, values in combined.scores.items():
-            name = self.rule.detector_names.get(name, name)
             # A batch of several methods has no score in the rows of the others (NaN).
             known = scores.get(name, values)
             scores[name] = torch.where(values.isnan(), known, values)
@@ -241,8 +243,9 @@ class Stepper:
         return "length" if len(ids) >= self.decoding.max_new_tokens else None
 
     def stats(self) -> Stats:
-        """Cost so far of the streams that the rule needs; reading only to record is not counted."""
-        own = {name: stream for name, stream in self.streams.items() if name in self.rule.needs}
+        """Cost so far of the streams that answering needs; what is only recorded is not counted."""
+        needs = {self.first, *self.rule.needs}
+        own = {name: stream for name, stream in self.streams.items() if name in needs}
         tokens = {name: stream.tokens for name, stream in own.items()}
         forwards = sum(stream.forwards for stream in own.values())
         return Stats(forwards, tokens.get("context", 0), tokens.get("memory", 0), 0)

@@ -194,7 +194,7 @@ class Model:
         at: str = "step",
         **options: Any,
     ) -> Policy:
-        """A policy whose gate raises a false alarm on at most a given share of answers.
+        """A policy whose gate raises a false alarm with at most a given probability.
 
         Args:
             cases: as `conflictkit.atlas.cases` gives them: those of agreement set the threshold.
@@ -275,6 +275,8 @@ class Model:
     def _stepper(self, job: Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:
         control = job.control
         needed = {*control.needs, *(name for score in job.scores for name in score.needs)}
+        if job.processors:
+            needed.add("context")
         compared = passages.sources(prompts) if job.per_passage and job.top is not None else ()
         pad = self.tokenizer.pad_token_id
         streams = {

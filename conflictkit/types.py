@@ -156,11 +156,6 @@ class Control(Protocol):
         """Names of the streams it reads; the first is the answering one."""
         ...
 
-    @property
-    def detector_names(self) -> Mapping[str, str]:
-        """Score of the control -> the detector that measures the same."""
-        ...
-
     def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
         """What `batch` rows remember before their first step."""
         ...

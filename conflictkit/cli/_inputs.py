@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import select
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from conflictkit import files
 from conflictkit.cli import _output
 from conflictkit.errors import ConflictKitError, EmptyInputError, InvalidParameterError
 
@@ -148,21 +147,7 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         ConflictKitError: the disk is full, or the folder vanished.
     """
-    draft = None
     try:
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(draft, path)
+        files.write_whole(path, text)
     except OSError as error:
-        if draft is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
         raise ConflictKitError(f"cannot write '{path}': {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

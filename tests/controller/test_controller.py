@@ -210,6 +210,8 @@ def test_a_batch_that_is_repeated_keeps_its_rows_together():
         ({"start_after": ()}, InvalidParameterError, "start_after"),
         ({"start_after": (1, -2)}, InvalidParameterError, "start_after"),
         ({"start_after": (1, True)}, InvalidParameterError, "start_after"),
+        ({"start_after": (2**70,)}, InvalidParameterError, "start_after"),
+        ({"start_after": "\ud800"}, InvalidParameterError, "start_after"),
     ],
 )
 def test_bad_parts_are_refused_when_it_is_made(arguments, error, message):

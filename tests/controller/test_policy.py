@@ -144,6 +144,23 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     assert "not a regular file" in caught[4]
 
 
+def test_a_saved_policy_is_a_file_like_any_other(tmp_path):
+    old, new, link = tmp_path / "old.json", tmp_path / "new.json", tmp_path / "link.json"
+    old.write_text("{}")
+    old.chmod(0o640)
+    link.symlink_to(old)
+    Policy.of("cad").save(link)
+    assert link.is_symlink()
+    assert Policy.load(old) == Policy.of("cad")
+    assert old.stat().st_mode & 0o777 == 0o640
+    umask = os.umask(0o027)
+    try:
+        Policy.of("cad").save(new)
+    finally:
+        os.umask(umask)
+    assert new.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "policy.json"
     FULL.save(path)

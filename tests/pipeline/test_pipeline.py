@@ -149,6 +149,7 @@ USER = {"role": "user", "content": "Who?"}
         ({"inputs": {"qestion": "Who?"}}, ConflictKitError, "question"),
         ({**ASKED, "mehtod": "cad"}, ConflictKitError, "method"),
         ({**ASKED, "method": "cda"}, ConflictKitError, "cad"),
+        ({**ASKED, "method": ["cad"]}, InvalidParameterError, "one method for all"),
         ({"messages": [USER]}, InvalidParameterError, "document"),
         ({"messages": "Who?", "context": "x"}, InvalidParameterError, "list"),
         ({"messages": [USER, USER], "context": "x"}, UnsupportedError, "one user message"),

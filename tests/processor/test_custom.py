@@ -126,6 +126,21 @@ def test_parameters_arrive_by_name_in_the_text_and_in_a_rule() -> None:
     assert made.tolist() == strong.tolist()
 
 
+def test_every_prompt_may_have_a_policy_of_its_own(tmp_path: Any) -> None:
+    path = tmp_path / "gated.json"
+    ck.Policy.of("cad?alpha=3", when="jsd > 0.01").save(path)
+    each = [path, ck.Policy.of("memory"), ck.Policy.of("plain")]
+    each = (each * len(ROWS))[: len(ROWS)]
+    controllers = [(ck.Policy.load(p) if p == path else p).controller for p in each]
+    by_method = decode(controllers)
+    assert decode(None, policy=each).tolist() == by_method.tolist()
+    processor = ck.ConflictProcessor(MODEL, memory(), policy=each)
+    assert generate(MODEL, processor, n=6).tolist() == by_method.tolist()
+    assert by_method.tolist() != decode("plain").tolist()
+    with pytest.raises(ConflictKitError, match="entries in policy"):
+        decode(None, policy=[*each, each[0]])
+
+
 def test_no_parameter_is_one_that_generate_keeps_for_itself() -> None:
     written = set(inspect.signature(ck.decode).parameters)
     named = {parameter.name for info in ck.methods.all() for parameter in info.parameters}
@@ -197,7 +212,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "use one of them": {"logits_processor": [ck.ConflictProcessor(MODEL, memory(), "cad")]},
     "position_ids": {"position_ids": torch.arange(WIDTH).repeat(2, 1) + 7},
     "token_streamer": {"token_streamer": Heard()},
-    "2 methods": {"method": ["cad", "cad"], "rows": ECHO},
+    "2 entries in method": {"method": ["cad", "cad"], "rows": ECHO},
     "1 rows of memory_ids": {"memory_ids": memory()[:1]},
     "token ids": {"start_after": "</think>"},
     "alpha": {"method": "adacad", "alpha": 1.0},

@@ -320,7 +320,7 @@ def test_memory_ids_that_are_refused(ids: Any, error: type[Exception], says: str
     [
         ({"method": "adacat"}, ck.ConflictKitError, "adacad"),
         ({"method": "cad", "alhpa": 1.0}, ck.ConflictKitError, "alpha"),
-        ({"method": ["cad", "grd"]}, InvalidParameterError, "2 methods for 1 rows"),
+        ({"method": ["cad", "grd"]}, InvalidParameterError, "2 entries in method for 1 rows"),
         ({"prompt_length": 0}, InvalidParameterError, "prompt_length"),
         ({"method": "cad", "start_after": "</think>"}, InvalidParameterError, "token ids"),
     ],

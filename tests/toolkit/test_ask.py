@@ -105,7 +105,9 @@ def test_what_is_read_for_the_trace_alone_changes_nothing_and_is_not_counted(mod
 
     reads = []
     hook = model.model.register_forward_pre_hook(lambda *_: reads.append(1))
-    options = {"max_new_tokens": 4, "processors": [RepetitionPenaltyLogitsProcessor(5.0)]}
+    options = {"max_new_tokens": 4}
+    if method == "plain":
+        options["processors"] = [RepetitionPenaltyLogitsProcessor(5.0)]
     try:
         answer = model.ask(QUESTIONS[0], CONTEXTS[0], method, trace=False, **options)
         assert len(reads) == answer.stats.forwards == 4

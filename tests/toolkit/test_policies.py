@@ -1,12 +1,15 @@
 """Policies through the face: gates, markers and one policy per row, against re-read streams."""
 
 import dataclasses
+import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import conflictkit as ck
-from conflictkit import methods
+from conflictkit import calibration, methods
 from conflictkit.calibration import threshold
 from conflictkit.errors import InvalidParameterError, PolicyError
 from conflictkit.interventions.contrast import mix
@@ -108,6 +111,49 @@ def test_every_row_has_its_own_policy(model, tmp_path):
         )
 
 
+def test_a_batch_of_several_methods_names_no_row_s_scores_by_another_s_method(model):
+    """CK-PLUG measures on the tokens it keeps; its names for that are its own row's alone."""
+    each = [
+        ck.Policy.of("coiecd", when="confidence-gain < 0"),
+        ck.Policy.of("grd"),
+        ck.Policy.of("ck-plug", when="confidence-gain < 0"),
+    ]
+    options = {"scores": ("confidence-gain-kept", "context-entropy"), "max_new_tokens": 6}
+    batch = model.ask_batch([QUESTION] * 3, [CONTEXT] * 3, policy=each, **options)
+    for policy, answer in zip(each, batch, strict=True):
+        alone = model.ask(QUESTION, CONTEXT, policy=policy, **options)
+        for ours, theirs in zip(traced(answer), traced(alone), strict=True):
+            assert ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+    plug, detectors = batch[2], {"scores": ("confidence-gain",), "max_new_tokens": 6}
+    plain = model.ask(QUESTION, CONTEXT, "plain", **detectors)
+    assert traced(plug)[0].scores["confidence_gain"] == pytest.approx(
+        traced(plain)[0].scores["confidence_gain"], abs=1e-4
+    )
+
+
+def test_processors_read_the_context_whatever_the_batch_mates_need(model):
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+    processors = [RepetitionPenaltyLogitsProcessor(9.0)]
+    options = {"processors": processors, "max_new_tokens": 10}
+    alone = model.ask(QUESTION, CONTEXT, "memory", **options)
+    batch = model.ask_batch([QUESTION] * 2, [CONTEXT] * 2, ["memory", "cad"], **options)
+    assert tokens(batch[0]) == tokens(alone)
+    prompts = model.prompts(QUESTION, CONTEXT)
+    written = model.model.generate(
+        torch.tensor([prompts["context"].ids]),
+        custom_generate=ck.decode,
+        memory_ids=prompts["memory"].ids,
+        method="memory",
+        logits_processor=LogitsProcessorList(processors),
+        max_new_tokens=10,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    said = written[0, len(prompts["context"].ids) :].tolist()
+    assert [i for i in said if i not in (1, 2)] == tokens(alone)
+
+
 def test_rows_with_methods_by_name_and_sampling_seeds(model):
     methods_ = ["cad?alpha=1", "interpolate?weight=0.5", "adacad"]
     options = {"temperature": 1.0, "seed": 7, "max_new_tokens": 8}
@@ -142,7 +188,7 @@ def test_calibrate_sets_the_threshold_from_the_quiet_cases(tmp_path):
     )  # fmt: skip
     highest = [max(t.scores["jsd"] for t in traced(answer)) for answer in answers]
     assert gate.detector == "jsd"
-    assert gate.threshold == pytest.approx(sorted(highest)[-3], abs=1e-5)
+    assert gate.threshold == pytest.approx(sorted(highest)[-2], abs=1e-5)
     assert (found.asked, found.negatives, found.positives) == (0.1, 20, 10)
     assert found.false_alarm <= 0.1
     assert found.detection > found.false_alarm
@@ -162,7 +208,37 @@ def test_a_low_score_is_an_alarm_where_the_detector_says_so():
     assert gate is not None and policy.calibration is not None  # noqa: PT018
     assert (gate.sign, gate.at) == ("<", "prompt")
     assert policy.calibration.false_alarm <= 0.25
-    assert threshold([3.0, 1.0, 2.0, 4.0], "<", 0.5) == 3.0
+    assert threshold([3.0, 1.0, 2.0, 4.0], "<", 0.4) == 2.0
+
+
+@pytest.mark.parametrize(("n", "share"), [(19, 0.05), (20, 0.05), (10, 0.1), (9, 0.3)])
+def test_a_fresh_answer_is_no_false_alarm_more_often_than_asked(n, share):
+    """On numbers that were not there when the threshold was set."""
+    rng = np.random.default_rng(0)
+    old, fresh = rng.normal(size=(4000, n)), rng.normal(size=4000)
+    bounds = np.array([threshold(list(row), ">", share) for row in old])
+    # 4,000 draws: three standard errors of the share.
+    assert (fresh > bounds).mean() <= share + 3 * (share * (1 - share) / 4000) ** 0.5
+    assert (fresh > bounds).mean() > share / 2
+
+
+def test_calibration_looks_where_the_gate_is_asked():
+    """Behind the marker, and not at the end token, as the gate itself does."""
+
+    def answer(*scored):
+        kinds = ["text"] * (len(scored) - 1) + ["end"]
+        rows = zip(scored, kinds, strict=True)
+        found = [SimpleNamespace(id=i, scores={"jsd": v}, kind=kind) for (i, v), kind in rows]
+        return SimpleNamespace(trace=SimpleNamespace(tokens=found))
+
+    said = answer((5, 0.6), (7, 0.5), (8, 0.1), (9, 0.3), (1, 0.69))
+    for at, marker, score in (
+        ("step", None, 0.6), ("prompt", None, 0.6),
+        ("step", (7,), 0.3), ("prompt", (7,), 0.1), ("step", (7, 8), 0.3),
+        ("step", (8, 7), -math.inf), ("step", (9,), -math.inf),
+    ):  # fmt: skip
+        assert calibration._score(said, "jsd", ">", at, marker) == score
+    assert calibration._score(answer((1, 0.4)), "jsd", "<", "step", None) == math.inf
 
 
 def test_a_calibrated_policy_refuses_another_model(model):
@@ -206,9 +282,14 @@ def test_two_ways_to_say_one_thing_are_refused(model, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"false_alarm": 0.01}, "needs at least 100 cases of agreement, not 20"),
+        ({"false_alarm": 0.01}, "needs at least 99 cases of agreement, not 20"),
         ({"false_alarm": 0}, "between 0 and 1"),
         ({"at": "once"}, "'step' or 'prompt'"),
+        ({"false_alarm": "0.1"}, "between 0 and 1"),
+        ({"batch": 0}, "batch must be"),
+        ({"temperature": 1.0}, "does not take temperature="),
+        ({"when": "jsd > 3"}, "does not take when="),
+        ({"start_after": "never written"}, "no token that the gate would be asked at"),
     ],
 )
 def test_calibration_refuses_what_it_cannot_do(arguments, message):
