@@ -20,10 +20,11 @@ irrelevant passages are those of other questions. The kinds of context are those
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,7 +36,7 @@ from conflictkit.evaluation.wording import FORMS, claim
 
 _TRIES = 50
 _RARE = 8
-_POSTINGS = 2000
+_POSTINGS = 500
 # Words that say nothing of what a question is about.
 _COMMON = frozenset(
     {
@@ -78,6 +79,7 @@ class Builder:
         self.questions = tuple(questions)
         self._seed = seed
         self._usable: dict[str, bool] = {}
+        self._topics: dict[str, frozenset[str]] = {}
 
     def claim(self, question: Question, answer: str, form: str, *, variant: int = 0) -> Passage:
         """A passage that answers the question.
@@ -168,13 +170,20 @@ class Builder:
         """A source of chance of a question's own, for one purpose."""
         return random.Random("/".join(map(str, (self._seed, question.id, *what))))
 
-    def _unlike(self, question: Question) -> list[Question]:
+    def _unlike(self, question: Question) -> Iterator[Question]:
         """Some about something else, in an order drawn by the seed."""
-        order = self.draw(question, "easy").sample(self.questions, len(self.questions))
-        mine = self._topic(question)
-        apart = [one for one in order if _group(one) != _group(question)]
+        draw, mine = self.draw(question, "easy"), self._topic(question)
+        group = _group(question)
         # Where all are of one group, those without a word in common are about something else.
-        return [one for one in apart or order if not self._topic(one) & mine][:_TRIES]
+        some_differ = len(self._groups) > 1
+        order = draw.sample(range(len(self.questions)), len(self.questions))
+        apart = (
+            self.questions[place]
+            for place in order
+            if not (some_differ and place in self._groups[group])
+            and not self._topic(self.questions[place]) & mine
+        )
+        return itertools.islice(apart, _TRIES)
 
     def _alike(self, question: Question) -> list[Question]:
         """Those most alike: of the same relation first, then by rare words in common, then by the
@@ -184,11 +193,11 @@ class Builder:
         scores: dict[int, float] = defaultdict(float)
         for word in mine[:_RARE]:
             places = self._places[word]
-            for place in draw.sample(places, min(len(places), _POSTINGS)):
+            for place in _some(draw, places):
                 scores[place] += math.log(1 + len(self.questions) / len(places))
         if question.relation:
             same = self._relations[question.relation]
-            for place in draw.sample(same, min(len(same), _POSTINGS)):
+            for place in _some(draw, same):
                 scores[place] += 0.0
         order = sorted(scores)
         draw.shuffle(order)
@@ -198,7 +207,10 @@ class Builder:
         return [self.questions[n] for n in order if self.questions[n].id != question.id][:_TRIES]
 
     def _topic(self, question: Question) -> frozenset[str]:
-        return frozenset(words(question.question)) - _COMMON
+        """The words that say what it is about."""
+        if question.question not in self._topics:
+            self._topics[question.question] = frozenset(words(question.question)) - _COMMON
+        return self._topics[question.question]
 
     @cached_property
     def _places(self) -> dict[str, list[int]]:
@@ -214,6 +226,17 @@ class Builder:
         for place, question in enumerate(self.questions):
             found[question.relation].append(place)
         return found
+
+    @cached_property
+    def _groups(self) -> dict[str, set[int]]:
+        found: dict[str, set[int]] = defaultdict(set)
+        for place, question in enumerate(self.questions):
+            found[_group(question)].add(place)
+        return found
+
+
+def _some(draw: random.Random, places: Sequence[int]) -> Sequence[int]:
+    return draw.sample(places, _POSTINGS) if len(places) > _POSTINGS else places
 
 
 def wrong_of(count: int, share: float) -> int:

@@ -11,6 +11,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from conflictkit.errors import InvalidParameterError, unknown_name
 from conflictkit.evaluation.metrics.text import spans, words
@@ -108,7 +109,7 @@ def rewritten(passage: str, names: Sequence[str], new: str) -> str:
         names: the names of the answer that is named there.
         new: the answer that shall be.
     """
-    pattern = _pattern(names)
+    pattern = _pattern(tuple(names))
     listed = {name.casefold(): name for name in names} | {name: name for name in names}
 
     def put(found: re.Match[str]) -> str:
@@ -142,7 +143,8 @@ def leftover(passage: str, question: Question) -> bool:
     return bool(parts & left)
 
 
-def _pattern(names: Sequence[str]) -> re.Pattern[str]:
+@lru_cache(maxsize=4096)
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
     """A pattern for mentions, longest name first."""
     parts = []
     for name in sorted(dict.fromkeys(names), key=len, reverse=True):
