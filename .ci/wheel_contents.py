@@ -20,6 +20,7 @@ for name in (
     "conflictkit/py.typed",
     "conflictkit/atlas/facts.csv",
     "conflictkit/atlas/model/config.json",
+    "conflictkit/evaluation/report/templates/report.html",
 ):
     if name not in in_wheel:
         problems.append(f"{wheel.name} lacks {name}")

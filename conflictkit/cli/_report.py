@@ -12,6 +12,9 @@ import typer
 from conflictkit.cli import _inputs, _output
 from conflictkit.errors import InvalidParameterError, OutputError
 
+_LARGE = 30e6
+"""Bytes from which on browsers take their time to open a page."""
+
 if TYPE_CHECKING:
     from conflictkit.evaluation.report import Source
 
@@ -102,6 +105,8 @@ def _write(sources: list[Source], targets: dict[str, Path], *, traces: bool) -> 
         except OSError as error:
             raise OutputError(f"cannot make '{path.parent}': {error.strerror or error}") from error
         _inputs.write_whole(path, text)
+    if "html" in targets and traces and (size := len(made[targets["html"]])) > _LARGE:
+        _output.note(f"the page has {size / 1e6:.0f} MB: --no-traces makes it much smaller")
     return [str(path) for path in made]
 
 

@@ -1,8 +1,4 @@
-"""Reports on finished runs: one HTML page that needs nothing else, Markdown, CSV.
-
->>> from conflictkit.evaluation.report import read, page, markdown, figures
->>> page(read(["runs/first"]))  # doctest: +SKIP
-"""
+"""Reports on finished runs: one HTML page that needs nothing else, Markdown, CSV."""
 
 from conflictkit.evaluation.report.data import figures, files
 from conflictkit.evaluation.report.page import page

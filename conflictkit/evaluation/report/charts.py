@@ -88,7 +88,9 @@ def curves(summary: Summary, sweep: Sweep) -> Chart | None:
     moved = spread([end[0] for end in ends], 15, y.stop + 4, y.start - 2)
     for place_, (_, words, kind) in zip(moved, ends, strict=True):
         drawing.text(x.stop + 10, place_ + 4, words, f"label {kind}")
-    return Chart(f"{sweep.name}, {sweep.parameter}", str(drawing), width, "")
+    title = f"Sources of answers under {sweep.name}, by {sweep.parameter}"
+    note = "Cases where context and memory contradict each other; bars: 95 % intervals."
+    return Chart(title, str(drawing), width, note)
 
 
 _SOURCES = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conflictkit.evaluation.report.svg import SERIES
+from conflictkit.trace.text import visible
 
 LEAST = 3
 """Values from which on a method's settings count as a sweep."""
@@ -27,8 +28,8 @@ class Sweep:
 
 
 def parts(label: str) -> tuple[str, dict[str, str]]:
-    """Name and parameters of a label as `conflictkit evaluate` writes it."""
-    name, _, query = label.partition("?")
+    """Name and parameters of a label as `conflictkit evaluate` writes it, ready to be shown."""
+    name, _, query = visible(label).partition("?")
     pairs = (pair.partition("=") for pair in query.split("&") if "=" in pair)
     return name, {key: value for key, _, value in pairs}
 
@@ -37,7 +38,7 @@ def readable(label: str) -> str:
     """A label for people: `ck-plug alpha=0.5`."""
     name, parameters = parts(label)
     if not parameters:
-        return label
+        return visible(label)
     return f"{name} {', '.join(f'{key}={value}' for key, value in parameters.items())}"
 
 

@@ -31,9 +31,13 @@ class _Texts:
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
 
     def __call__(self, text: str) -> int:
-        return self.numbers.setdefault(visible(text, lines=True), len(self.numbers))
+        if text not in self._seen:
+            shown = visible(text, lines=True)
+            self._seen[text] = self.numbers.setdefault(shown, len(self.numbers))
+        return self._seen[text]
 
 
 def packets(run: Run, match: str, *, traces: bool = True) -> tuple[str, list[str]]:

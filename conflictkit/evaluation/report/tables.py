@@ -180,7 +180,7 @@ class _Figures:
 
 def _of_methods(key: str, title: str, labels: Sequence[str], columns: Sequence[_Figures]) -> Table:
     rows = [
-        (visible(label), visible(readable(label)), tuple(one.entry(label) for one in columns))
+        (visible(label), readable(label), tuple(one.entry(label) for one in columns))
         for label in labels
     ]
     return _lettered(Table(key, title, "method", tuple(one.column for one in columns), tuple(rows)))

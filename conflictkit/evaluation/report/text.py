@@ -58,7 +58,7 @@ def _row(cells: Sequence[str]) -> str:
 def one_line(entry: Entry) -> str:
     """An entry in one line."""
     notes = f"({', '.join(entry.notes)})" if entry.notes else ""
-    parts = (entry.value, entry.interval, entry.mark, entry.n, notes)
+    parts = (entry.value, entry.mark, entry.interval, entry.n, notes)
     return " ".join(part for part in parts if part) or "–"
 
 

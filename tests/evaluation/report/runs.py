@@ -19,10 +19,10 @@ SCORES = ["jsd", "context-entropy", "memory-confidence"]
 
 
 def answered(
-    cases: Sequence[Case], methods: Sequence[str], *, size: int = 64, model: Any = None
+    cases: Sequence[Case], methods: Sequence[str], *, size: int = 64, tokens: int = 8
 ) -> list[Result]:
     """Every case under every method, from `Model.ask_batch` with its traces."""
-    model = model or ck.load("atlas")
+    model = ck.load("atlas")
     found = []
     for method in methods:
         for start in range(0, len(cases), size):
@@ -32,7 +32,7 @@ def answered(
                 [case.contexts or None for case in batch],
                 method,
                 scores=SCORES,
-                max_new_tokens=16,
+                max_new_tokens=tokens,
             )
             found += [
                 result(case, method, answer, len(batch))
