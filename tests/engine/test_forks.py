@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def recurrent(vocab: int):
     return Qwen3NextForCausalLM(config).eval()
 
 
-def streams(model):
+def streams(model: Any) -> dict[str, Stream]:
     return {
         name: Stream(model, [row[name] for row in ROWS], pad_id=2) for name in ("context", "memory")
     }
@@ -51,7 +52,7 @@ def streams(model):
 
 def decoded(read, name):
     """Ids and cost of a run over these streams, not recorded."""
-    rule = methods.build(name)
+    rule: Any = methods.build(name)
     run = Stepper(
         {name: read[name] for name in rule.needs},
         rule,
@@ -153,7 +154,7 @@ def test_padding_behind_a_row_takes_no_position():
 
 def test_a_layer_that_keeps_all_positions_never_writes_into_its_tensors():
     model = llama(VOCAB)
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     model(torch.tensor([[0, 5, 6], [0, 8, 9]]), past_key_values=cache, use_cache=True)
     kept = [(layer.keys, layer.keys.clone()) for layer in cache.layers]
     twin = _hf.copy_cache(cache)

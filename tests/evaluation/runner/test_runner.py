@@ -87,13 +87,13 @@ def test_every_method_says_what_ask_says_token_for_token(
 
 
 def test_costs_are_those_of_asking_alone(model: Any, mixed: list[Case], tmp_path: Path) -> None:
-    run = evaluate(model, mixed, f"{NINE},{SWEEP}", tmp_path, max_new_tokens=MOST, batch_size=5)
+    mixed = [*mixed[:3], mixed[-2]]
+    spec = f"{NINE},ck-plug?alpha=0:1:0.5"
+    run = evaluate(model, mixed, spec, tmp_path, max_new_tokens=MOST, batch_size=5)
     config = model.model.config
     width = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
     position = 2 * config.num_hidden_layers * width * 4  # keys and values in float32
     for one in mixed:
-        if one.prompt is not None:
-            continue
         for result in run.results:
             if result.case != one.id:
                 continue
@@ -184,8 +184,8 @@ def test_choices_are_weighed_as_the_method_would_have_said_them(
     cases = [
         case(number, choices=choices, **fixed)
         for number, choices, fixed in (
-            (0, ("red", "a green one"), {}),
-            (1, ("7", "no", "under the old bridge"), {}),
+            (0, ("red", "a gr"), {}),
+            (1, ("7", "no", "the"), {}),
             (2, ("A", "B"), {"prompt": "It is B. A or B? ", "memory_prompt": "A or B? "}),
             (3, (), {}),
         )
