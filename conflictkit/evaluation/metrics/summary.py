@@ -190,9 +190,7 @@ def _by_method(
             )
         row[result.case] = result
     # In the order of the cases, so that sums are rounded alike however the results came.
-    return {
-        method: {id: row[id] for id in known if id in row} for method, row in answered.items()
-    }
+    return {method: {id: row[id] for id in known if id in row} for method, row in answered.items()}
 
 
 def _columns(row: Mapping[str, Seen]) -> dict[str, Column]:

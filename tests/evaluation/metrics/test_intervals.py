@@ -29,7 +29,7 @@ def test_the_bootstrap_is_scipys_over_subjects(subjects: int) -> None:
     sums = _clusters(np.random.default_rng(1), subjects)
     # Hesterberg's expansion, from its definition.
     t = stats.t.ppf(0.975, subjects - 1)
-    level = 1 - 2 * stats.norm.cdf(-np.sqrt(subjects / (subjects - 1)) * t)
+    level = float(1 - 2 * stats.norm.cdf(-np.sqrt(subjects / (subjects - 1)) * t))
     reference = stats.bootstrap(
         (sums[:, 0], sums[:, 1]),
         lambda hits, asked, axis: hits.sum(axis) / asked.sum(axis),
@@ -77,7 +77,7 @@ def test_the_permutation_test_is_scipys() -> None:
     a, b = ours[:, 0], theirs[:, 0]
     reference = stats.permutation_test(
         (a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis),
-        permutation_type="samples", vectorized=True, n_resamples=np.inf,
+        permutation_type="samples", vectorized=True, n_resamples=1024,
     ).pvalue  # fmt: skip
     moved = exchanges @ (b - a)[:, None]
     observed = np.array([a.sum() - b.sum()])
@@ -107,6 +107,8 @@ def test_few_subjects_widen_the_cut() -> None:
     assert cut[0] == 0
     assert np.all(np.diff(cut) > 0)
     assert cut[-1] == pytest.approx(0.025, rel=1e-3)
+    reference = stats.norm.cdf(-np.sqrt(5 / 4) * stats.t.ppf(0.975, 4))
+    assert cut[2] == pytest.approx(float(reference), rel=1e-9)
 
 
 def test_undefined_resamples_are_left_out() -> None:

@@ -62,7 +62,9 @@ def test_dynamicqa(golden: Golden) -> None:
 
 def test_dynamicqa_persuaded_and_stubborn(golden: Golden) -> None:
     for case in golden["dynamicqa_stubborn_persuaded"]:
-        inserted = [name for pair in zip(case["obj"], case["replace_name"], strict=True) for name in pair]
+        inserted = [
+            name for pair in zip(case["obj"], case["replace_name"], strict=True) for name in pair
+        ]
         rows = list(zip(inserted, case["context_answers"], case["q_only_answers"], strict=True))
         persuaded = [i for i, (new, said, _) in enumerate(rows) if text.rouge_match(said, new)]
         stubborn = [
@@ -82,19 +84,22 @@ def test_memorisation_ratio(golden: Golden) -> None:
         assert memorisation_ratio(memory, context) == pytest.approx(expected, abs=1e-5), case
 
 
+# Written out, not taken from the code: an ending that is missing there must be tried too.
+ENDINGS = """
+ational tional enci anci izer bli alli entli eli ousli ization ation ator alism iveness fulness
+ousness aliti iviti biliti fulli logi icate ative alize iciti ical ful ness al ance ence er ic able
+ible ant ement ment ent sion tion ou ism ate iti ous ive ize e ll y ied ies ed ing s sses eed
+ationalli
+"""
+
+
 def test_the_stemmer_is_nltks() -> None:
     nltk = pytest.importorskip("nltk.stem")
     there = nltk.PorterStemmer()
-    texts = Path(text.__file__).parent.rglob("*.py")
-    words = {w for path in texts for w in re.findall("[a-z]+", path.read_text().lower())}
-    endings = (
-        "ational tional enci anci izer bli alli entli eli ousli ization ation ator alism iveness "
-        "fulness ousness aliti iviti biliti fulli logi icate ative alize iciti ical ful ness al "
-        "ance ence er ic able ible ant ement ment ent sion tion ou ism ate iti ous ive ize e ll y "
-        "ied ies ed ing s sses eed ationalli"
-    ).split()
+    texts = [path.read_text(encoding="utf-8") for path in Path(text.__file__).parent.glob("*.py")]
+    words = {word for one in texts for word in re.findall("[a-z]+", one.lower())}
     beginnings = ("", "b", "at", "tr", "sy", "hop", "fizz", "fall", "plaster", "agre", "gen", "vi")
-    words |= {beginning + ending for beginning in beginnings for ending in endings}
+    words |= {beginning + ending for beginning in beginnings for ending in ENDINGS.split()}
     words |= {"skies", "dying", "innings", "proceed", "news", "inning", "sky", "ties", "say"}
     assert len(words) > 1000
     assert {w: stem(w) for w in words} == {w: there.stem(w) for w in words}
