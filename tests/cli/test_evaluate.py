@@ -62,9 +62,7 @@ def test_the_figures_of_the_table_are_those_of_the_summary(
     assert f"{cell['value'] * 100:.1f}" in line
 
 
-def test_the_summary_as_data_and_nothing_else(
-    evaluate: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_the_summary_as_data_and_nothing_else(evaluate: Callable[..., Any], tmp_path: Path) -> None:
     code, out, err = evaluate("--json", "--limit", 4)
     assert (code, err) == (0, "")
     summary = json.loads(out)
@@ -89,9 +87,7 @@ def test_policies_beside_methods_or_alone(
     assert run("evaluate", *given, *two, "--quiet").code == 0
 
 
-def test_cases_that_cannot_be_asked_are_told(
-    evaluate: Callable[..., Any], cases: Path
-) -> None:
+def test_cases_that_cannot_be_asked_are_told(evaluate: Callable[..., Any], cases: Path) -> None:
     write_cases(cases, [*map(case, range(4)), case(5, contexts=("x" * 300,))])
     code, out, err = evaluate()
     assert code == 0

@@ -215,6 +215,22 @@ def test_choices_are_weighed_as_the_method_would_have_said_them(
                 assert told == pytest.approx(wanted, abs=2e-3)
 
 
+def test_choices_are_weighed_with_what_a_method_remembers(model: Any, tmp_path: Path) -> None:
+    one = case(0, choices=("red", "rot"))
+    late = Policy.of("cad?alpha=3", start_after=" r")
+    run = evaluate(model, [one], (), tmp_path, policies={"late": late}, max_new_tokens=1)
+    built = model.prompts(one.question, one.contexts)
+    prompts = (built["context"].ids, built["memory"].ids)
+    for choice, told in run.results[0].choices.items():
+        ids = model.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+        wanted = sum(
+            float(reference.scores(model.model, rule, *prompts, ids[:index])[token])
+            for index, token in enumerate(ids)
+            for rule in [methods.build("plain") if index < 2 else methods.build("cad", alpha=3.0)]
+        )
+        assert told == pytest.approx(wanted, abs=2e-3)
+
+
 def test_a_case_that_cannot_be_asked_is_set_aside_and_counted(model: Any, tmp_path: Path) -> None:
     long = case(1, id="long", contexts=("x" * 300,))
     fixed = case(2, id="fixed", prompt="y" * 250, memory_prompt="y")
