@@ -201,6 +201,11 @@ def test_squad_needs_both_halves(tmp_path: Path) -> None:
     changed(path, lambda row: row.update(id="other"))
     with pytest.raises(RowError, match="field 'id': has no row in the negative half"):
         load_cases(f"squad:{path}")
+    lay_down(tmp_path, {"squad_golden.json": json.dumps([{**rows.GOLDEN, "id": "made_0"}])})
+    both = [{**rows.NEGATIVE, "id": "made_0"}, rows.NEGATIVE]
+    lay_down(tmp_path, {"squad_negative.json": json.dumps(both)})
+    with pytest.raises(RowError, match="field 'id': has no row in the golden half"):
+        load_cases(f"squad:{path}")
     (tmp_path / "squad_negative.json").unlink()
     with pytest.raises(InvalidParameterError, match=r"there is no file '.*squad_negative.json'"):
         load_cases(f"squad:{path}")
