@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conflictkit import detectors
+from conflictkit.controller import Controller
 from conflictkit.errors import InvalidParameterError
 from conflictkit.gates import Gate
 from conflictkit.policy import Calibration, ModelTie, Policy
@@ -87,9 +88,9 @@ def calibrate(
             f"a false alarm rate of {false_alarm:g} needs at least {fewest} cases of agreement, "
             f"not {len(quiet)}"
         )
-    marker = policy.controller.bound(model.tokenizer).start_after
+    control = policy.controller.bound(model.tokenizer)
     scored = [
-        _score(answer, detector, sign, at, marker)
+        _score(answer, detector, sign, at, control)
         for answer in _answers(model, [*quiet, *conflicting], detector, batch, options)
     ]
     negatives, positives = scored[: len(quiet)], scored[len(quiet) :]
@@ -144,12 +145,12 @@ def _answers(
     return made
 
 
-def _score(answer: Answer, detector: str, sign: str, at: str, marker: Any) -> float:
+def _score(answer: Answer, detector: str, sign: str, at: str, control: Controller) -> float:
     """The most alarming score that the gate would see; one that never alarms if there is none."""
     if answer.trace is None:
         raise InvalidParameterError("calibration reads the trace: leave trace=True")
     tokens = answer.trace.tokens
-    start = _behind(marker, [token.id for token in tokens]) if marker else 0
+    start = control.uncontrolled([token.id for token in tokens])
     name = detector.replace("-", "_")
     values = [token.scores[name] for token in tokens[start:] if token.kind not in ("end", "stop")]
     if not values:
@@ -157,15 +158,6 @@ def _score(answer: Answer, detector: str, sign: str, at: str, marker: Any) -> fl
     if at == "prompt":
         return values[0]
     return max(values) if sign == ">" else min(values)
-
-
-def _behind(marker: Sequence[int], ids: Sequence[int]) -> int:
-    """Place of the first token behind the marker; beyond the end if it was never written."""
-    size = len(marker)
-    for place in range(len(ids) - size + 1):
-        if tuple(ids[place : place + size]) == tuple(marker):
-            return place + size
-    return len(ids)
 
 
 def _share(gate: Gate, scores: Sequence[float]) -> float:

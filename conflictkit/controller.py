@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,8 +48,8 @@ class Controller:
             ones counted as 0.
         start_after: control starts behind this text in the answer, such as `</think>`; or its
             token ids; None: with the first token. Text has to be bound to a tokenizer before use
-            (`bound`), which the toolkit does; it is found where it is written in the tokens that it
-            has by itself.
+            (`bound`), which the toolkit does.
+        markers: what `bound` makes of `start_after`: the ids that it may be written in.
 
     Raises:
         UnknownNameError: no such detector.
@@ -60,6 +60,7 @@ class Controller:
     when: Gate | str | None = None
     strength: float | str = 1.0
     start_after: str | tuple[int, ...] | None = None
+    markers: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, Rule):
@@ -70,6 +71,8 @@ class Controller:
         object.__setattr__(self, "when", Gate.of(self.when))
         object.__setattr__(self, "strength", _strength(self.strength))
         object.__setattr__(self, "start_after", _marker(self.start_after))
+        if isinstance(self.start_after, tuple):
+            object.__setattr__(self, "markers", (self.start_after,))
 
     @property
     def name(self) -> str:
@@ -121,17 +124,30 @@ class Controller:
         return text
 
     def bound(self, tokenizer: Any) -> Controller:
-        """The same with `start_after` as token ids.
+        """The same with the ids that `start_after` is written in, where it is text.
+
+        A tokenizer writes a text in other tokens behind a letter than at a line's beginning, and
+        may join its end with what follows: every way that a few neighbours bring about is looked
+        for. A text inside a word is not.
 
         Raises:
             InvalidParameterError: the tokenizer makes nothing of the text.
         """
         if not isinstance(self.start_after, str):
             return self
-        ids = tuple(tokenizer(self.start_after, add_special_tokens=False)["input_ids"])
-        if not ids:
+        markers = _written(tokenizer, self.start_after)
+        if not markers:
             raise InvalidParameterError(f"start_after={self.start_after!r} has no tokens")
-        return replace(self, start_after=ids)
+        return replace(self, markers=markers)
+
+    def uncontrolled(self, ids: Sequence[int]) -> int:
+        """How many of an answer's first tokens come before control starts; all if it never does."""
+        if self.start_after is None:
+            return 0
+        for end in range(1, len(ids) + 1):
+            if any(tuple(ids[max(end - len(m), 0) : end]) == m for m in self._markers):
+                return end
+        return len(ids)
 
     def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
         """The rule's state under `rule.*`, the gate's, and how far the marker has been written."""
@@ -139,7 +155,8 @@ class Controller:
         if self.gate is not None:
             state |= self.gate.initial(batch, device)
         if self.start_after is not None:
-            state["recent"] = torch.full((batch, len(self._marker)), -1, device=device)
+            longest = max(map(len, self._markers))
+            state["recent"] = torch.full((batch, longest), -1, device=device)
             state["started"] = torch.zeros(batch, dtype=torch.bool, device=device)
         return state
 
@@ -181,9 +198,9 @@ class Controller:
         return replace(_scaled(mix, strength.unsqueeze(-1)), scores=scores, state=after)
 
     @property
-    def _marker(self) -> tuple[int, ...]:
-        if isinstance(self.start_after, tuple):
-            return self.start_after
+    def _markers(self) -> tuple[tuple[int, ...], ...]:
+        if self.markers:
+            return self.markers
         raise InvalidParameterError(
             f"start_after={self.start_after!r} is text: bind the controller to a tokenizer first"
         )
@@ -194,8 +211,9 @@ class Controller:
         if step.previous is not None:
             newest = step.previous.to(recent.device)[:, None]
             recent = torch.cat([recent[:, 1:], newest], dim=1)
-            marker = torch.tensor(self._marker, device=recent.device)
-            started = started | (recent == marker).all(-1)
+            for ids in self._markers:
+                marker = torch.tensor(ids, device=recent.device)
+                started = started | (recent[:, -len(ids) :] == marker).all(-1)
         return started, {"recent": recent, "started": started}
 
 
@@ -341,6 +359,27 @@ def _marker(value: Any) -> str | tuple[int, ...] | None:
     raise InvalidParameterError(
         f"start_after must be a text or token ids that end the part without control, not {value!r}"
     )
+
+
+def _written(tokenizer: Any, text: str) -> tuple[tuple[int, ...], ...]:
+    """The ids that `text` is written in behind and before some neighbours, shortest first."""
+
+    def encode(said: str) -> list[int]:
+        return list(tokenizer(said, add_special_tokens=False)["input_ids"])
+
+    found: set[tuple[int, ...]] = set()
+    for before in ("", "x", "x.", "x\n", "x "):
+        start = encode(before) if before else []
+        for after in ("", "\n", "\n\n", " x", "x"):
+            ids = encode(before + text + after)
+            same = (i for i, pair in enumerate(zip(start, ids, strict=False)) if pair[0] != pair[1])
+            first = next(same, min(len(start), len(ids)))
+            for end in range(first + 1, len(ids) + 1):
+                if text in tokenizer.decode(ids[first:end], skip_special_tokens=False):
+                    found.add(tuple(ids[first:end]))
+                    break
+    found.add(tuple(encode(text)))
+    return tuple(sorted((ids for ids in found if ids), key=lambda ids: (len(ids), ids)))
 
 
 def _short(value: Any) -> str:

@@ -108,11 +108,11 @@ def control_of(
     for chosen in policies:
         if chosen.model is not None:
             chosen.check(str(model.config.name_or_path), models.fingerprint(model))
-        if isinstance(chosen.controller.start_after, str):
+        if isinstance(chosen.controller.start_after, str) and not chosen.controller.markers:
             text = chosen.controller.start_after
             raise InvalidParameterError(
-                f"start_after={text!r}: there is no tokenizer here, pass token ids: "
-                f"tokenizer({text!r}, add_special_tokens=False)['input_ids']"
+                f"start_after={text!r}: there is no tokenizer here: pass token ids, or a "
+                "conflictkit.Controller that is bound to one (`.bound(tokenizer)`)"
             )
     control = PerRow.of([chosen.controller for chosen in policies])
     unknown = [name for name in control.needs if name not in ("context", "memory")]

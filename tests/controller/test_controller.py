@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from conflictkit import methods
+from conflictkit import atlas, methods
 from conflictkit.controller import Controller, PerRow
 from conflictkit.errors import InvalidParameterError, UnknownNameError
 from conflictkit.interventions.contrast import mix
 from conflictkit.types import Step
 from tests.controller.test_gates import steps
+from tests.tiny import byte_tokenizer
 
 NAMES = [name for name in methods.names() if name not in ("plain", "memory")]
 
@@ -238,3 +240,36 @@ def test_extreme_strength_leaves_no_nan():
         logits = mix(step, control(step, control.initial(4))).logits
         assert not logits.isnan().any()
         assert (logits > -torch.inf).any(-1).all()
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "atlas"])
+@pytest.mark.parametrize("marker", ["</think>", "Oslo", " is", "so:\n"])
+def test_a_text_is_found_in_whatever_tokens_it_is_written(kind, marker):
+    """Against the decoded text: control starts with the token that completes it."""
+    if kind == "atlas":
+        tokenizer = AutoTokenizer.from_pretrained(atlas.path())
+    else:
+        tokenizer = byte_tokenizer(metaspace=kind == "metaspace")
+    if tokenizer.decode(tokenizer(marker, add_special_tokens=False)["input_ids"]) != marker:
+        pytest.skip("this tokenizer cannot write the text")
+    control = Controller(methods.build("cad"), start_after=marker).bound(tokenizer)
+    # The end of a word may be joined with any letters that follow: no marker begins there.
+    inside = () if marker[0].isalpha() else ("Because",)
+    for before in ("", "Two.", "A line\n", "It ", *inside):
+        for after in ("", "\n", "\n\nYes", " yes", "yes"):
+            ids = tokenizer(before + marker + after, add_special_tokens=False)["input_ids"]
+            wanted = next(
+                end for end in range(len(ids) + 1) if marker in tokenizer.decode(ids[:end])
+            )
+            assert control.uncontrolled([*ids, ids[0]]) == wanted
+            state = control.initial(1)
+            for place, token in enumerate([*ids, ids[0]]):
+                previous = torch.tensor([ids[place - 1]]) if place else None
+                step = Step.from_logits(
+                    {"context": torch.rand(1, 40), "memory": torch.rand(1, 40)}, place, previous
+                )
+                mixed = control(step, state)
+                state = mixed.state
+                assert bool(mixed.scores["active"]) == (place >= wanted), token
+    assert control.uncontrolled(tokenizer("Nothing.", add_special_tokens=False)["input_ids"]) > 3
+    assert Controller(methods.build("cad")).uncontrolled([5, 6]) == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,11 +82,18 @@ def test_control_starts_after_the_marker(model):
     assert answer.stats.memory_tokens > len(ids)
 
 
-def test_a_marker_given_as_text_is_tokenised(model):
-    marker = model.tokenizer("xyz", add_special_tokens=False).input_ids
-    options = {"max_new_tokens": 12, "method": "cad"}
-    text = model.ask(QUESTION, CONTEXT, start_after="xyz", **options)
-    assert text.params["start_after"] == marker
+def test_a_marker_given_as_text_is_found_in_the_answer(model):
+    plain = tokens(model.ask(QUESTION, CONTEXT, "plain", max_new_tokens=12))
+    place = next(i for i, t in enumerate(plain) if model.tokenizer.decode([t]).isprintable())
+    marker = model.tokenizer.decode([plain[place]])
+    options = {"max_new_tokens": 12, "method": "cad", "alpha": 3.0}
+    said = model.ask(QUESTION, CONTEXT, start_after=marker, **options)
+    assert said.params["start_after"] == marker
+    first = plain.index(plain[place])
+    active = [token.scores["active"] for token in traced(said)]
+    assert active == [float(i > first) for i in range(len(active))]
+    ids = model.ask(QUESTION, CONTEXT, start_after=(plain[place],), **options)
+    assert tokens(said) == tokens(ids)
 
 
 def test_every_row_has_its_own_policy(model, tmp_path):
@@ -225,7 +233,7 @@ def test_a_fresh_answer_is_no_false_alarm_more_often_than_asked(n, share):
 def test_calibration_looks_where_the_gate_is_asked():
     """Behind the marker, and not at the end token, as the gate itself does."""
 
-    def answer(*scored):
+    def answer(*scored) -> Any:
         kinds = ["text"] * (len(scored) - 1) + ["end"]
         rows = zip(scored, kinds, strict=True)
         found = [SimpleNamespace(id=i, scores={"jsd": v}, kind=kind) for (i, v), kind in rows]
@@ -237,8 +245,10 @@ def test_calibration_looks_where_the_gate_is_asked():
         ("step", (7,), 0.3), ("prompt", (7,), 0.1), ("step", (7, 8), 0.3),
         ("step", (8, 7), -math.inf), ("step", (9,), -math.inf),
     ):  # fmt: skip
-        assert calibration._score(said, "jsd", ">", at, marker) == score
-    assert calibration._score(answer((1, 0.4)), "jsd", "<", "step", None) == math.inf
+        control = ck.Controller(methods.build("cad"), start_after=marker)
+        assert calibration._score(said, "jsd", ">", at, control) == score
+    control = ck.Controller(methods.build("cad"))
+    assert calibration._score(answer((1, 0.4)), "jsd", "<", "step", control) == math.inf
 
 
 def test_a_calibrated_policy_refuses_another_model(model):
