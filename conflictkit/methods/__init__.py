@@ -1,4 +1,4 @@
-"""The published methods by name: what they do, where they come from, what they cost.
+"""The methods by name: what they do, where they come from, what they cost.
 
 >>> from conflictkit import methods
 >>> methods.parse("ck-plug?alpha=0.2&adaptive=false")

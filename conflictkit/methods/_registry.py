@@ -11,6 +11,7 @@ from conflictkit.interventions.contrast import (
     COIECD,
     GRD,
     AdaCAD,
+    Auto,
     CKPlug,
     Interpolate,
     Memory,
@@ -86,6 +87,7 @@ _METHODS = _table(
     ),
     (ARR, "trust the surer stream, by as much as the two diverge", _CONFLICT_AWARE),
     (GRD, "at the first disagreement choose a source for the whole answer", _CONFLICT_AWARE),
+    (Auto, "judge once per answer, by a fitted formula, how far to trust the context", None),
 )
 
 

@@ -39,6 +39,9 @@ MENDED = [
     "grd",
     "grd?gate=confidence",
     "grd?gate=entropy&depth=1",
+    "auto",
+    "auto?bias=-0.5&jsd=4&memory_entropy=1&context_rank=-0.3&memory_rank=0.2&reach=2",
+    "auto?bias=1e6&jsd=-1e6&context_rank=1e6&memory_confidence=-1e6&reach=1e6",
 ]
 RELEASED = [f"{name}?variant=released" for name in ("cad", "adacad", "coiecd", "ck-plug")]
 RELEASED.append("ck-plug?variant=released&adaptive=false&alpha=0")
@@ -195,6 +198,8 @@ OFF = [
     ("arr", "equal"),
     ("grd", "equal"),
     ("grd", "sharp"),
+    ("auto?reach=2", "equal"),
+    ("auto?bias=50", "any"),
 ]
 
 

@@ -115,6 +115,24 @@ def grd(l_c: Row, l_m: Row, depth: float = 0.75, gate: str = "full") -> Row:
     return tau * l_c + (1 - tau) * l_m
 
 
+def auto(l_c: Row, l_m: Row, bias: float = 0.0, reach: float = 1.0, **per: float) -> Row:
+    """The first step of an answer."""
+    tops_c, tops_m = l_c >= l_c.max() - TIE, l_m >= l_m.max() - TIE
+    if (tops_c & tops_m).any():
+        return l_c
+    seen = {
+        "jsd": jsd(l_c, l_m),
+        "context_entropy": entropy(l_c),
+        "memory_entropy": entropy(l_m),
+        "context_confidence": np.exp(l_c.max()),
+        "memory_confidence": np.exp(l_m.max()),
+        "context_rank": np.log(2 + (l_c > l_c[tops_m].max() + TIE).sum()),
+        "memory_rank": np.log(2 + (l_m > l_m[tops_c].max() + TIE).sum()),
+    }
+    tau = reach / (1 + np.exp(-bias - sum(per[name] * seen[name] for name in per)))
+    return tau * l_c + (1 - tau) * l_m
+
+
 CASES: list[tuple[Callable[..., Row], dict[str, object]]] = [
     (plain, {}),
     (memory, {}),
@@ -140,6 +158,11 @@ CASES: list[tuple[Callable[..., Row], dict[str, object]]] = [
     (grd, {}),
     (grd, {"gate": "confidence", "depth": 0.5}),
     (grd, {"gate": "entropy", "depth": 1.0}),
+    (auto, {}),
+    (auto, {"bias": -1.0, "reach": 0.5}),
+    (auto, {"jsd": 3.0, "context_entropy": -0.7, "reach": 2.0}),
+    (auto, {"memory_entropy": 0.9, "context_confidence": 2.0, "memory_confidence": -3.0}),
+    (auto, {"bias": 0.5, "context_rank": -0.8, "memory_rank": 0.4}),
 ]
 
 
@@ -204,6 +227,32 @@ def test_grd_decides_once_per_row_and_remembers() -> None:
     )
     assert torch.equal(moved.logits, third.logits[order])
     assert state["decision"].tolist() == [0, 0, 0]
+
+
+def test_auto_judges_once_per_row_and_remembers() -> None:
+    rule = methods.build("auto", memory_confidence=-8.0, bias=4.0)
+    agree = torch.tensor([[4.0, 0.0, 0.0]])
+    context, sure = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0.0, 6.0, 0.0]])
+    unsure = torch.tensor([[0.0, 0.5, 0.0]])
+    first = rule.combine(agree.repeat(3, 1), agree.repeat(3, 1))
+    assert torch.equal(first.logits, agree.repeat(3, 1))
+    assert first.state["trust"].tolist() == [-1, -1, -1]
+
+    second = rule.combine(context.repeat(3, 1), torch.cat([sure, unsure, context]), first.state)
+    trust = second.state["trust"]
+    expected = [1 / (1 + np.exp(8 * p - 4)) for p in (0.9951, 0.4519)]
+    np.testing.assert_allclose(trust[:2], expected, atol=1e-3)
+    assert trust[2] == -1
+    # What would be judged otherwise afresh moves no row that was judged.
+    order = torch.tensor([2, 0, 1])
+    swapped = torch.cat([agree, sure, unsure])
+    third = rule.combine(context.repeat(3, 1), swapped, second.state)
+    assert torch.equal(third.state["trust"][:2], trust[:2])
+    assert torch.equal(third.context_weight[:2, 0], trust[:2])
+    assert third.state["trust"][2] == trust[1]
+    state = {name: values[order] for name, values in second.state.items()}
+    moved = rule.combine(context.repeat(3, 1), swapped[order], state)
+    assert torch.equal(moved.logits, third.logits[order])
 
 
 def test_documented_equivalences() -> None:

@@ -61,6 +61,31 @@ def test_grd_tells_its_entropies():
     np.testing.assert_allclose(found["memory_entropy"], entropy(q), atol=1e-5)
 
 
+def test_auto_tells_what_a_fit_needs():
+    context, memory = streams()
+    p, q = map(probabilities, (context, memory))
+    m = (p + q) / 2
+    a, b = p.argmax(-1), q.argmax(-1)
+    rows = np.arange(ROWS)
+    wanted = {
+        "jsd": ((p * np.log(p / m)).sum(-1) + (q * np.log(q / m)).sum(-1)) / 2,
+        "context_entropy": entropy(p),
+        "memory_entropy": entropy(q),
+        "context_confidence": p.max(-1),
+        "memory_confidence": q.max(-1),
+        "context_rank": np.log(1 + (p >= p[rows, b][:, None]).sum(-1)),
+        "memory_rank": np.log(1 + (q >= q[rows, a][:, None]).sum(-1)),
+        "differ": a != b,
+        "tau": np.ones(ROWS),
+        "judgement": np.ones(ROWS),
+    }
+    assert wanted["differ"].sum() > 0
+    found = scores("auto", bias=50.0)
+    assert set(found) == set(wanted)
+    for name, values in wanted.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("name", ["adacad", "arr"])
 def test_jsd_is_told_where_it_decides(name):
     p, q = map(probabilities, streams())

@@ -21,7 +21,7 @@ PAPERS = {
     "arr": ("Jiang et al.", 2026, "2606.10298"),
     "grd": ("Jiang et al.", 2026, "2606.10298"),
 }
-UNPUBLISHED = {"plain", "memory", "interpolate"}
+UNPUBLISHED = {"plain", "memory", "interpolate", "auto"}
 FORWARDS = {"plain": 1, "memory": 1}
 
 

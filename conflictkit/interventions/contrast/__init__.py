@@ -21,6 +21,7 @@ from conflictkit.interventions.contrast._base import (
 )
 from conflictkit.interventions.contrast.adacad import AdaCAD
 from conflictkit.interventions.contrast.arr import ARR
+from conflictkit.interventions.contrast.auto import Auto
 from conflictkit.interventions.contrast.cad import CAD
 from conflictkit.interventions.contrast.ck_plug import CKPlug
 from conflictkit.interventions.contrast.coiecd import COIECD
@@ -35,6 +36,7 @@ __all__ = [
     "COIECD",
     "GRD",
     "AdaCAD",
+    "Auto",
     "CKPlug",
     "Interpolate",
     "MAX_WEIGHT",
