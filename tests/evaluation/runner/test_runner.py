@@ -62,7 +62,7 @@ def test_every_method_says_what_ask_says_token_for_token(
         model, mixed, f"{NINE},{SWEEP}", tmp_path, policies={"gated": gated},
         max_new_tokens=MOST, batch_size=4,
     )  # fmt: skip
-    labels = [*methods.names(), *(f"ck-plug?alpha={a}" for a in ("0", "0.25", "0.5", "0.75", "1"))]
+    labels = [*NINE.split(","), *(f"ck-plug?alpha={a}" for a in ("0", "0.25", "0.5", "0.75", "1"))]
     assert sorted(run.info["methods"]) == sorted([*labels, "gated"])
     found = {(one.case, one.method): one for one in run.results}
     assert len(found) == len(run.results) == len(mixed) * (len(labels) + 1)
