@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from conflictkit.evaluation import answered
 from conflictkit.evaluation.answered import Answered, Said, cache_folder
 
 WORDS = Said("Grüße", ("a\nb", ""))
@@ -53,10 +55,18 @@ def test_lines_that_nobody_wrote_are_passed_over(tmp_path: Path) -> None:
     assert [again.get(name) for name in ("one", "two", "p")] == [WORDS, WORDS, None]
 
 
-def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+def test_two_writers_wait_for_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def slowly(file: BinaryIO, data: bytes) -> None:
+        file.seek(0, os.SEEK_END)
+        time.sleep(0.001)  # the other one would take the same place now
+        file.write(data)
+        file.flush()
+
+    monkeypatch.setattr(answered, "append", slowly)
+
     def write(name: str) -> None:
         mine = Answered(tmp_path, {"n": 2})
-        for number in range(100):
+        for number in range(50):
             mine.add({f"{name}{number}": Said("x" * 5000, ())})
 
     threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
@@ -65,8 +75,8 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     found = Answered(tmp_path, {"n": 2})
-    assert all(found.get(f"{name}{number}") for name in "ab" for number in range(100))
-    assert len(found.path.read_bytes().splitlines()) == 201
+    assert all(found.get(f"{name}{number}") for name in "ab" for number in range(50))
+    assert len(found.path.read_bytes().splitlines()) == 101
 
 
 _ENDLESS = """

@@ -91,6 +91,13 @@ def test_several_passages_have_the_share_asked_for(count: int, share: float, bad
     assert sum(passage.given for passage in made) == 1
 
 
+def test_no_passage_stands_there_twice() -> None:
+    one = capital("Poland", passage="Warsaw lies on the Vistula.")
+    for seed in range(5):
+        made = Builder([one], seed=seed).several(one, "Warsaw", "Oslo", count=50, wrong_share=0.2)
+        assert len({passage.text for passage in made}) == 50
+
+
 def test_the_order_of_several_is_the_seeds() -> None:
     one = capital("Poland")
 
@@ -129,6 +136,18 @@ def test_irrelevant_passages_are_of_another_relation_or_much_alike() -> None:
         hard.add(alike.text)
     # No passage serves for all.
     assert len(hard) > len(some) / 2
+
+
+def test_the_same_relation_in_other_words_is_not_something_else() -> None:
+    some = [
+        capital("Poland"),
+        Question("n", "From where do Norwegians rule?", ("Oslo",), relation="capital"),
+        Question("k", "How does Kenya pay?", ("shilling",), relation="currency"),
+    ]
+    for seed in range(10):
+        easy = Builder(some, seed=seed).irrelevant(some[0], hard=False)
+        assert easy is not None
+        assert "shilling" in easy.text
 
 
 def test_without_relations_the_most_alike_shares_rare_words() -> None:
