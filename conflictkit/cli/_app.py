@@ -14,6 +14,7 @@ import typer
 from conflictkit import __version__
 from conflictkit.cli._ask import ask
 from conflictkit.cli._evaluate import evaluate
+from conflictkit.cli._fit_auto import fit_auto
 from conflictkit.cli._methods import methods
 from conflictkit.cli._report import report
 from conflictkit.cli._score import score
@@ -36,6 +37,7 @@ app.command()(score)
 app.command()(evaluate)
 app.command()(screen)
 app.command()(report)
+app.command("fit-auto")(fit_auto)
 app.command()(methods)
 
 # typer ships its own copy of click or uses the installed one, by version: this is either's.

@@ -1,0 +1,190 @@
+"""`conflictkit fit-auto`: cases of known state in, a policy for one model out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from conflictkit.cli import _output
+from conflictkit.cli._progress import Watch, watching
+from conflictkit.errors import InvalidParameterError, OutputError
+
+if TYPE_CHECKING:
+    from conflictkit.evaluation.auto import Fitted
+
+_ANSWERS = "Answers"
+_MODEL = "Model"
+_RUN = "Run"
+_INTERRUPTED = 130
+
+
+def _option(*names: str, panel: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+def fit_auto(
+    cases: Annotated[
+        str,
+        typer.Option(
+            "--cases", metavar="SPEC", help="atlas:validation, SOURCE:PATH, or a .jsonl of cases."
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", help="The policy to write.")
+    ] = "policy.json",
+    reach: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            metavar="WEIGHT",
+            help="Of a context surely right; repeat for more to choose from  "
+            "[default: 1, 1.1, 1.25, 1.5, 2]",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the folds and of --limit.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many cases, in equal shares from states.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, _option(panel=_ANSWERS, help="Longest answer.")] = None,
+    stop: Annotated[
+        list[str] | None, _option(metavar="TEXT", panel=_ANSWERS, help="End before this text.")
+    ] = None,
+    match: Annotated[
+        str | None,
+        _option(
+            metavar="NAME", panel=_ANSWERS, help="How answers are recognised: exact, ck-plug, ..."
+        ),
+    ] = None,
+    model: Annotated[
+        str, _option(metavar="NAME", panel=_MODEL, help="atlas, a Hugging Face id, or a folder.")
+    ] = "atlas",
+    device: Annotated[str | None, _option(panel=_MODEL, help="cpu, cuda, cuda:1, mps.")] = None,
+    dtype: Annotated[
+        str | None, _option(panel=_MODEL, help="float32, bfloat16, float16 or auto.")
+    ] = None,
+    pad_token: Annotated[
+        str | None, _option(panel=_MODEL, help="For a tokenizer without one.")
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        _option(
+            "--chat/--no-chat",
+            panel=_MODEL,
+            help="Use the chat template or not; by default if there is one.",
+        ),
+    ] = None,
+    truncate: Annotated[
+        bool,
+        _option("--truncate", panel=_MODEL, help="Cut contexts that do not fit the window."),
+    ] = False,
+    answers: Annotated[
+        str | None,
+        _option(
+            metavar="DIR",
+            panel=_RUN,
+            help="Keep the answers here: the same command then goes on where it was cut short.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, _option(min=1, panel=_RUN, help="Most cases in a batch.")] = 32,
+    overwrite: Annotated[bool, _option("--overwrite", panel=_RUN, help="Replace FILE.")] = False,
+    quiet: Annotated[
+        bool, _option("--quiet", "-q", panel=_RUN, help="No progress bar, no summary.")
+    ] = False,
+    as_json: Annotated[
+        bool, _option("--json", panel=_RUN, help="Print policy and summary as JSON.")
+    ] = False,
+) -> None:
+    """Fit `auto` to a model, from cases whose state is known, and save it as a policy.
+
+    The policy is tied to the model's weights. Measure it on cases that it was not fitted on.
+    """
+    if as_json and quiet:
+        raise InvalidParameterError("--json and --quiet exclude each other")
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "stop": stop,
+        "match": match,
+        "chat": chat,
+        "truncate": truncate or None,
+        "reaches": tuple(reach) if reach else None,
+        "answers": answers,
+    }
+    settings = {
+        "seed": seed,
+        "batch_size": batch_size,
+        **{name: value for name, value in options.items() if value is not None},
+    }
+    source = {"device": device, "dtype": dtype, "pad_token": pad_token}
+    with watching("answering", "answers", quiet=quiet) as watch:
+        try:
+            fitted = _run((model, source), cases, limit, out, overwrite, settings, watch)
+        except KeyboardInterrupt:
+            watch.close()
+            kept = "the same command goes on from here" if answers else "nothing was kept"
+            typer.echo(f"conflictkit: interrupted: {kept}", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+    if as_json:
+        _output.write_json(fitted.to_dict())
+    elif not quiet:
+        _output.console().print(*_lines(fitted, out), sep="\n", markup=False)
+
+
+def _run(
+    source: tuple[str, dict[str, Any]],
+    spec: str,
+    limit: int | None,
+    out: str,
+    overwrite: bool,
+    settings: dict[str, Any],
+    watch: Watch,
+) -> Fitted:
+    # Late: these import torch. What may be wrong with the input is found before a model is loaded.
+    with contextlib.redirect_stdout(sys.stderr):
+        from pathlib import Path
+
+        from conflictkit import toolkit
+        from conflictkit.evaluation import auto
+        from conflictkit.evaluation.asking import pick
+        from conflictkit.evaluation.cases import load_cases
+
+        if Path(out).exists() and not overwrite:
+            raise OutputError(f"'{out}' is there already: name another --out or add --overwrite")
+        if not Path(out).absolute().parent.is_dir():
+            raise OutputError(f"there is no folder '{Path(out).absolute().parent}' to write to")
+        early = {
+            name: settings[name] for name in ("reaches", "match", "answers") if name in settings
+        }
+        found = pick(load_cases(spec), None, limit, settings["seed"])
+        auto.check_request(found, **early)
+        model = toolkit.load(source[0], **source[1])
+        fitted = auto.fit(model, found, progress=watch, **settings)
+        fitted.policy.save(out)
+        return fitted
+
+
+def _lines(fitted: Fitted, out: str) -> Iterator[str]:
+    """What a fit found, for people."""
+    cases = ", ".join(
+        f"{count:,} {state} ({fitted.judged.get(state, 0):,} with a disagreement)"
+        for state, count in fitted.cases.items()
+    )
+    yield f"cases: {cases}"
+    yield (
+        f"judgement: AUROC {fitted.auroc:.3f} ({fitted.auroc_low:.3f}-{fitted.auroc_high:.3f}) on "
+        "subjects left out"
+    )
+    yield "log odds per standard deviation:"
+    for name, value in sorted(fitted.coefficients.items(), key=lambda pair: -abs(pair[1])):
+        yield f"  {name:<19}{value:+.2f}"
+    yield (
+        f"chosen: sharpness {fitted.sharpness:g}, shift {fitted.shift:g}, reach {fitted.reach:g}; "
+        "on these cases, which it was chosen on:"
+    )
+    yield f"  {'%':<12}{'plain':>6}{'auto':>7}"
+    for name, value in fitted.chosen.items():
+        yield f"  {name:<12}{100 * fitted.plain[name]:6.1f}{100 * value:7.1f}"
+    yield f"-> {out}"
