@@ -32,7 +32,11 @@ def shown(value: float | None, metric: str) -> str:
 
 
 def amount(value: float, *, sign: bool = False) -> str:
-    """A number of any size with three significant digits."""
+    """A number of any size with three significant digits, from 10,000 on in thousands (k) and so
+    on."""
+    for power, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= 10 * power:
+            return amount(value / power, sign=sign) + letter
     size = abs(value)
     if size >= 1000:
         return f"{value:{'+' if sign else ''},.0f}".replace("-", "−")

@@ -11,6 +11,7 @@ from conflictkit.evaluation.metrics.summary import METRICS, Cell, Summary
 from conflictkit.evaluation.report import numbers
 from conflictkit.evaluation.report.families import readable
 from conflictkit.evaluation.report.sources import Source
+from conflictkit.evaluation.report.svg import text_width
 from conflictkit.states import ALL
 from conflictkit.trace.text import visible
 
@@ -44,6 +45,8 @@ DETECTION = "detection"
 LEVELS = {"answer": "per answer", "token": "per token"}
 """What a detector may be measured over."""
 _COMPARED = ("minimum", "harmonic", "exact_match")
+_PAGE = 1136.0
+"""Pixels that a table may take."""
 _HINTS = {"higher": "higher is better", "lower": "lower is better"}
 
 
@@ -111,6 +114,18 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def stacked(self) -> bool:
+        """Whether intervals have to stand below their figures: beside them there is no room."""
+        names = max((text_width(name, 14) for _, name, _ in self.rows), default=0.0)
+        lines = zip(*(entries for _, _, entries in self.rows), strict=True)
+        return names + sum(max(map(_width, column)) for column in lines) > _PAGE
+
+
+def _width(entry: Entry) -> float:
+    """Pixels that an entry takes in one line, with what stands between columns."""
+    return text_width(entry.value, 14) + max(text_width(entry.interval, 12.5), 80.0) + 40
 
 
 def group_of(metric: str) -> str:

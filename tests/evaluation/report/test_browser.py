@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from urllib.parse import urlencode
@@ -18,6 +19,7 @@ from conflictkit.evaluation.metrics.summary import Cell, Summary
 from conflictkit.evaluation.report import charts, page, read
 from conflictkit.trace.layout import percent
 from conflictkit.trace.text import visible
+from tests.evaluation.report import runs
 from tests.trace.samples import HOSTILE
 
 pytestmark = pytest.mark.slow
@@ -114,6 +116,26 @@ def test_an_address_opens_a_case_with_both_streams(
             assert candidate.replace(" ", "·") + percent(share) in shown
         assert f"{token['scores']['jsd']:.3f}" in shown
         assert f"{token['context_weight']:+.2f}".replace("-", "−") in shown
+
+
+def test_scores_without_room_are_folded_away(browser: Browser, first: Path, tmp_path: Path) -> None:
+    run = load_run(first)
+    more = {f"score_{n}": n / 8 for n in range(4)}
+    results = [
+        replace(one, tokens=[{**t, "scores": {**t["scores"], **more}} for t in one.tokens])
+        for one in run.results
+    ]
+    assert run.summary is not None
+    folder = runs.write(tmp_path / "run", run.cases, results, run.summary.to_dict())
+    file = tmp_path / "report.html"
+    file.write_text(page(read([folder])), encoding="utf-8")
+    view = _view(browser.dom(file, urlencode({"case": run.cases[0].id, "method": "cad"})))
+    main, _, folded = view.partition("<details>")
+    assert "score 3" not in _shown(main)
+    assert "memory says" in _shown(main)
+    assert "6 more scores" in _shown(folded)
+    assert "score 3" in _shown(folded)
+    assert "0.375" in _shown(folded)
 
 
 def test_an_address_lists_the_cases_behind_a_figure(

@@ -93,6 +93,30 @@ def test_a_metric_that_one_method_lacks_is_a_dash() -> None:
     assert table.rows[1][2][0].value == ""
 
 
+def test_intervals_go_below_their_figures_where_a_line_is_too_short() -> None:
+    share = cell(0.5, 0.4, 0.6)
+    states = ("correction", "resistance", "agreement", "irrelevant", "minimum", "harmonic")
+    assert not only({"plain": dict.fromkeys(states, share)}).stacked
+    rates = (*states, "context_rate", "memory_rate", "conr", "parr")
+    first, second = tables(Summary(("plain",), {"plain": dict.fromkeys(rates, share)}))
+    assert (first.stacked, second.stacked) == (False, False)
+    assert only({"plain " * 30: dict.fromkeys(states, share)}).stacked
+    large = cell(1234.0, 1111.0, 2222.0)
+    cost = ("forwards_per_token", "context_tokens", "memory_tokens", "seconds", "cache_bytes")
+    assert not only({"plain": dict.fromkeys(cost, large)}).stacked
+    assert only({"plain" * 5: dict.fromkeys((*cost, "relative_seconds"), large)}).stacked
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.1234, "0.12"), (12.34, "12.3"), (123.4, "123"), (-1234.0, "−1,234"), (99_410.0, "99.4 k"),
+     (118_287.0, "118 k"), (25e6, "25.0 M"), (4e6, "4,000 k"), (float("nan"), "–")],
+)  # fmt: skip
+def test_large_numbers_stay_short(value: float, shown: str) -> None:
+    (entry,) = only({"plain": {"cache_bytes": cell(value)}}).rows[0][2]
+    assert entry.value == shown
+
+
 class _Tables(HTMLParser):
     """Caption -> rows of texts of the tables of figures."""
 

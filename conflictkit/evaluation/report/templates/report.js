@@ -2,6 +2,7 @@
 // The list of cases and what is behind it. Everything shown is put in as text, never as HTML.
 (() => {
   const PAGE = 50;
+  const BESIDE = 4; // scores that fit beside the candidates
   const SOURCES = {
     c: "context", m: "memory", b: "context and memory", o: "other", n: "no answer",
   };
@@ -118,52 +119,53 @@
     return box;
   }
 
+  const column = (name, kind) => el("th", { scope: "col", class: kind || null }, name);
+  const table = (head, rows) => el("div", { class: "ck-scroll" }, el("table", { class: "ck-table" },
+    el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows.map((row) => el("tr", {}, row)))));
+  const first = (run, token, index) => [el("td", { class: "ck-n" }, String(index + 1)),
+    el("td", { class: "ck-code" }, code(run.texts[token[0]]))];
+
+  function score(run, token, [name, at]) {
+    const value = token[2][at];
+    const cell = el("td", { class: "ck-n" }, number(value, 3, name.includes("gain")));
+    if (at === run.conflict) {
+      const bar = el("i");
+      bar.style.width = `${Math.round(share(value) * 100)}%`;
+      cell.append(el("span", { class: "ck-bar" }, bar));
+      cell.classList.add("ck-first");
+    }
+    return cell;
+  }
+
+  // What decided each token; scores for which there is no room beside it are folded away.
   function steps(run, tokens) {
-    const has = (place) => tokens.some((token) => token[place].length);
-    const streams = [["context", 5], ["memory", 6]].filter(([, place]) => has(place));
+    const streams = [["context", 5], ["memory", 6]]
+      .filter(([, place]) => tokens.some((token) => token[place].length));
+    const both = streams.length === 2;
     const kept = run.scores.map((name, at) => [name, at])
       .filter(([, at]) => tokens.some((token) => token[2][at] !== null));
-    const head = el("tr", {}, el("th", { class: "ck-n", scope: "col" }, "#"),
-      el("th", { scope: "col" }, "token"));
-    for (const [name, at] of kept) {
-      head.append(el("th", { scope: "col", class: at === run.conflict ? "" : "ck-n" },
-        name.replaceAll(/[-_]/g, " ")));
+    const shown = kept.length > BESIDE ? kept.filter(([, at]) => at === run.conflict) : kept;
+    const named = (some) => some.map(([name, at]) =>
+      column(name.replaceAll(/[-_]/g, " "), at === run.conflict ? "" : "ck-n"));
+    const start = [column("#", "ck-n"), column("token")];
+    const drawn = [table([...start, ...named(shown),
+      ...both ? streams.map(([name]) => column(`${name} weight`, "ck-n")) : [],
+      ...streams.map(([name]) => column(`${name} says`, `ck-of-${name}`)),
+    ], tokens.map((token, index) => [...first(run, token, index),
+      ...shown.map((one) => score(run, token, one)),
+      ...both ? [token[3], token[4]].map((weight) =>
+        el("td", { class: "ck-n" }, number(weight, 2, true))) : [],
+      ...streams.map(([name, place]) =>
+        el("td", {}, candidates(run, token[place], name, token[0]))),
+    ]))];
+    const rest = kept.filter((one) => !shown.includes(one));
+    if (rest.length) {
+      const head = [column("#", "ck-n"), column("token"), ...named(rest)];
+      drawn.push(el("details", {}, el("summary", {}, `${rest.length} more scores`),
+        table(head, tokens.map((token, index) =>
+          [...first(run, token, index), ...rest.map((one) => score(run, token, one))]))));
     }
-    if (streams.length === 2) {
-      for (const [name] of streams) {
-        head.append(el("th", { class: "ck-n", scope: "col" }, `${name} weight`));
-      }
-    }
-    for (const [name] of streams) {
-      head.append(el("th", { class: `ck-of-${name}`, scope: "col" }, `${name} says`));
-    }
-    const body = el("tbody");
-    tokens.forEach((token, index) => {
-      const [text, , scores, contextWeight, memoryWeight] = token;
-      const row = el("tr", {}, el("td", { class: "ck-n" }, String(index + 1)),
-        el("td", { class: "ck-code" }, code(run.texts[text])));
-      for (const [name, at] of kept) {
-        const cell = el("td", { class: "ck-n" }, number(scores[at], 3, name.includes("gain")));
-        if (at === run.conflict) {
-          const bar = el("i");
-          bar.style.width = `${Math.round(share(scores[at]) * 100)}%`;
-          cell.append(el("span", { class: "ck-bar" }, bar));
-          cell.className = "ck-n ck-first";
-        }
-        row.append(cell);
-      }
-      if (streams.length === 2) {
-        for (const weight of [contextWeight, memoryWeight]) {
-          row.append(el("td", { class: "ck-n" }, number(weight, 2, true)));
-        }
-      }
-      for (const [name, place] of streams) {
-        row.append(el("td", {}, candidates(run, token[place], name, text)));
-      }
-      body.append(row);
-    });
-    return el("div", { class: "ck-scroll" },
-      el("table", { class: "ck-table" }, el("thead", {}, head), body));
+    return drawn;
   }
 
   // ---------------------------------------------------------------- one case
@@ -213,7 +215,7 @@
         el("b", {}, own(run.answers[said[0]] || "(nothing)")), " ", judged(said),
         ` · comes from: ${SOURCES[said[2]]}`));
       if (options.length) view.append(choices(options));
-      if (tokens.length) view.append(strip(run, tokens), steps(run, tokens));
+      if (tokens.length) view.append(strip(run, tokens), ...steps(run, tokens));
       else view.append(el("p", {}, run.traces ? "The answer is empty." :
         "This report was made without token traces."));
       const foot = [`ended by ${finish}`, `${number(forwards, 1)} forwards`];
