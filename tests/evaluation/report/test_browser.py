@@ -133,7 +133,8 @@ def test_scores_without_room_are_folded_away(browser: Browser, first: Path, tmp_
     main, _, folded = view.partition("<details>")
     assert "score 3" not in _shown(main)
     assert "memory says" in _shown(main)
-    assert "6 more scores" in _shown(folded)
+    # Two detectors, the four, and what the rule computed.
+    assert "7 more scores" in _shown(folded)
     assert "score 3" in _shown(folded)
     assert "0.375" in _shown(folded)
 
