@@ -66,6 +66,11 @@ class Decoding:
             raise InvalidParameterError("length_penalty acts on beams: set num_beams above 1")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise InvalidParameterError("stop must hold texts of at least one character")
+        for text in self.stop:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidParameterError(f"stop {text!r} is not valid text") from error
         if self.num_beams > 1 and self.temperature > 0:
             raise InvalidParameterError("num_beams > 1 needs temperature=0: beams do not sample")
         if self.num_beams > 1 and self.n > self.num_beams:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,10 @@ class Source(Protocol[T_co]):
 
     def absorb(self, digest: Any, start: int, stop: int) -> None:
         """Add to `digest` what stands between two offsets."""
+        ...
+
+    def grew(self, place: Place) -> bool:
+        """Whether text was added to the row that ended at `place` when it was read."""
         ...
 
 
@@ -125,14 +130,28 @@ class _TextSource(Generic[T]):
                 digest.update(block)
                 start += len(block)
 
+    def grew(self, place: Place) -> bool:
+        with Path(self.name).open("rb") as file:
+            return bool(_rest(file, place).strip())
+
+
+def _rest(file: BinaryIO, place: Place) -> bytes:
+    """What stands between `place`, where `file` is left, and the end of its line.
+
+    Nothing, unless the last line of a file had no end when it was read, and more was added since.
+    """
+    file.seek(max(place.offset - 1, 0))
+    if not place.offset or file.read(1) == b"\n":
+        return b""
+    return file.readline(LONGEST)
+
 
 class JsonlSource(_TextSource[T]):
     """One JSON object per line; empty lines are passed over."""
 
     def rows(self, start: Place) -> Iterator[tuple[T | BadRow, Place]]:
         with Path(self.name).open("rb") as file:
-            file.seek(start.offset)
-            line, offset = start.line, start.offset
+            line, offset = start.line, start.offset + len(_rest(file, start))
             while data := file.readline(LONGEST + 1):
                 line += 1
                 too_long = len(data) > LONGEST
@@ -212,7 +231,7 @@ class CsvSource(_TextSource[T]):
     def rows(self, start: Place) -> Iterator[tuple[T | BadRow, Place]]:
         start = max(start, self._top, key=lambda place: place.offset)
         with Path(self.name).open("rb") as file:
-            file.seek(start.offset)
+            start = Place(start.line, start.offset + len(_rest(file, start)))
             lines = _Lines(file, start, self.name)
             records = csv.reader(lines, strict=True)
             while True:
@@ -221,6 +240,9 @@ class CsvSource(_TextSource[T]):
                     cells = next(records)
                 except StopIteration:
                     return
+                except Malformed as fault:
+                    yield self._bad(lines, fault), lines.place
+                    continue
                 except csv.Error as error:
                     if "unexpected end of data" in str(error):
                         raise lines.unclosed() from error
@@ -252,7 +274,7 @@ class CsvSource(_TextSource[T]):
         lines.begin()
         try:
             header = next(csv.reader(lines, strict=True), [])
-        except csv.Error as error:
+        except (csv.Error, Malformed) as error:
             raise InvalidParameterError(
                 f"'{self.name}', line 1: no header of a CSV file ({error})"
             ) from error
@@ -287,12 +309,29 @@ class _Lines:
         self._parts.append(data)
         self._size += len(data)
         if self._size > LONGEST:
-            raise self.unclosed()
+            self._pass_over(data)
         self.place = Place(self.place.line + 1, self.place.offset + len(data))
         if self.place.line == 1:
             data = data.removeprefix(_BOM)
         # A byte that is no text becomes a lone surrogate, which its field is refused for.
         return data.decode("utf-8", errors="surrogateescape")
+
+    def _pass_over(self, data: bytes) -> None:
+        """Pass over the rest of a row that is too long, if it ends with its first line.
+
+        Raises:
+            Malformed: it does; the row can be set aside.
+            InvalidParameterError: it does not, or nobody can tell.
+        """
+        if len(self._parts) > 1:
+            raise self.unclosed()
+        length, state = len(data), _after(data, _AT_CELL)
+        while not data.endswith(b"\n") and (data := self._file.readline(_BLOCK)):
+            length, state = length + len(data), _after(data, state)
+        if state == _QUOTED:
+            raise self.unclosed()
+        self.place = Place(self.place.line + 1, self.place.offset + length)
+        raise Malformed(None, f"the row is longer than {LONGEST} bytes")
 
     def unclosed(self) -> InvalidParameterError:
         """Nothing after such a row can be trusted, so it is never set aside."""
@@ -300,3 +339,23 @@ class _Lines:
             f"'{self._name}', line {self.first}: a row begins here that does not end (is a quote "
             "left open?): mend it, for what follows cannot be told from it"
         )
+
+
+_AT_CELL, _BARE, _QUOTED, _QUOTE = range(4)
+_NEXT = [re.compile(pattern, re.DOTALL) for pattern in (rb".", rb",", rb'"', rb".")]
+# What ends each of these states.
+
+
+def _after(data: bytes, state: int) -> int:
+    """Where a reader of CSV is behind `data`: at a cell's beginning, in a bare or a quoted cell, or
+    behind a quote that may have closed one."""
+    place = 0
+    while found := _NEXT[state].search(data, place):
+        character, place = found[0], found.end()
+        if state == _QUOTED:
+            state = _QUOTE
+        elif character == b",":
+            state = _AT_CELL
+        else:
+            state = _QUOTED if character == b'"' else _BARE
+    return state

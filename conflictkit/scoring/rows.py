@@ -71,6 +71,13 @@ class BadRow:
     reason: str
     raw: str
 
+    def __post_init__(self) -> None:
+        for name in ("field", "reason", "raw"):
+            value = getattr(self, name)
+            if value is not None:  # JSON can spell half a character, which no file can hold
+                whole = value.encode("utf-8", errors="backslashreplace").decode()
+                object.__setattr__(self, name, whole)
+
     def error(self, path: str) -> RowError:
         """The error that names file, line and field."""
         where = f"{path}, line {self.line}" + (f", field '{self.field}'" if self.field else "")
@@ -90,7 +97,7 @@ class Fields:
             named here must be in every row.
 
     Raises:
-        InvalidParameterError: a name that is empty, or given twice.
+        InvalidParameterError: a name that is empty, given twice, or no valid text.
     """
 
     question: str = "question"
@@ -103,6 +110,10 @@ class Fields:
         for name in names:
             if not isinstance(name, str) or not name:
                 raise InvalidParameterError(f"a field must be the name of a column, not {name!r}")
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise InvalidParameterError(f"the field {name!r} is not valid text") from error
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidParameterError(f"two fields are read from the column '{twice}'")

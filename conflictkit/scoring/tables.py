@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,8 @@ _ROWS = 256
 _PART = 8 * 2**20
 """Bytes of records that become one row group."""
 _RAW = 64 * 2**10
+_BUFFER = 2**20
+"""Bytes of a column that are read at a time."""
 
 
 class ParquetSource(Generic[T]):
@@ -30,25 +33,32 @@ class ParquetSource(Generic[T]):
             self.total = file.metadata.num_rows
             columns = file.schema_arrow.names
         self._columns = fields.columns(name, columns)
+        self._hashed, self._to_hash = 0, None
 
     def _open(self) -> Any:
         import pyarrow.parquet as parquet
 
-        return parquet.ParquetFile(self.name, pre_buffer=False)
+        # Without a buffer Arrow reads a row group's columns whole, however few rows are asked for.
+        return parquet.ParquetFile(self.name, pre_buffer=False, buffer_size=_BUFFER)
 
     def rows(self, start: Place) -> Iterator[tuple[T | BadRow, Place]]:
+        for batch, index, number in self._cells(start.offset):
+            yield self._row(batch, index, number), Place(number, number)
+
+    def _cells(self, start: int) -> Iterator[tuple[Any, int, int]]:
+        """Rows after the first `start`: a record batch, the place in it, and the row's number."""
         with _refusals(self.name), self._open() as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             first, group = 0, 0
-            while group < len(sizes) and first + sizes[group] <= start.offset:
+            while group < len(sizes) and first + sizes[group] <= start:
                 first, group = first + sizes[group], group + 1
             number = first
             groups = list(range(group, len(sizes)))
             for batch in file.iter_batches(_ROWS, row_groups=groups, columns=self._columns):
                 for index in range(batch.num_rows):
                     number += 1
-                    if number > start.offset:
-                        yield self._row(batch, index, number), Place(number, number)
+                    if number > start:
+                        yield batch, index, number
 
     def _row(self, batch: Any, index: int, number: int) -> T | BadRow:
         values: dict[str, Any] = {}
@@ -64,15 +74,33 @@ class ParquetSource(Generic[T]):
             return BadRow(number, fault.field, fault.reason, raw)
 
     def digest(self) -> Any:
-        """The whole file's: rows of a Parquet file do not lie one after the other."""
-        digest = hashlib.blake2b(digest_size=32)
-        with Path(self.name).open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest
+        return hashlib.blake2b(digest_size=32)
 
     def absorb(self, digest: Any, start: int, stop: int) -> None:
-        """Nothing: everything is in already."""
+        """Values, not bytes: a row that is written anew may move every byte of the file."""
+        if start != self._hashed or self._to_hash is None:
+            # Kept from call to call: to find a row, Arrow reads its row group from the beginning.
+            self._to_hash = self._cells(start)
+        for batch, index, _ in islice(self._to_hash, stop - start):
+            values = {column: _exact(batch.column(column)[index]) for column in self._columns}
+            digest.update(json.dumps(values, default=repr).encode() + b"\n")
+        self._hashed = stop
+
+    def grew(self, place: Place) -> bool:
+        """Never: rows of a table have an end."""
+        return False
+
+
+def _exact(cell: Any) -> Any:
+    """An Arrow scalar as Python has it; text that is not UTF-8 as its bytes, alone or in a list."""
+    import pyarrow as pa
+
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        if isinstance(cell, pa.ListScalar) and not isinstance(cell, pa.MapScalar):
+            return [_exact(part) for part in cell]
+        return cell.as_buffer().to_pybytes() if hasattr(cell, "as_buffer") else None
 
 
 @contextlib.contextmanager

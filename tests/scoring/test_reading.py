@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from conflictkit.errors import InvalidParameterError
-from conflictkit.scoring import Fields, Row, reading, tables
+from conflictkit.scoring import Fields, Row, reading
 from conflictkit.scoring.reading import Place, open_source
 from conflictkit.scoring.rows import BadRow
 
@@ -76,6 +76,7 @@ def test_columns_have_the_names_that_are_given(jsonl: Write) -> None:
         (b"9" * 5000, None, "JSON that can be read"),
         (b'{"question": NaN, "context": "c"}', None, "NaN is no number"),
         (b'{"question": "a", "question": "b", "context": "c"}', "question", "given twice"),
+        (b'{"\\ud800": 1, "\\ud800": 2}', "\\ud800", "given twice"),
         (b'{"context": "c"}', "question", "is missing"),
         (b'{"question": "q"}', "context", "is missing"),
         (b'{"question": 7, "context": "c"}', "question", "must be text, not a number"),
@@ -172,6 +173,47 @@ def test_an_open_quote_is_never_set_aside(jsonl: Write, monkeypatch: pytest.Monk
         read(path)
 
 
+OVERLONG = [
+    (b"Who?," + b"x" * 100, True),
+    (b'"Who?","' + b"x" * 100 + b'"', True),
+    (b'Who?,"a ""b"", c' + b"x" * 100 + b'"', True),
+    (b'5" pipe,' + b"x" * 100, True),  # a quote inside a bare cell opens nothing
+    (b'Who?,"a"b' + b"x" * 100 + b'"', True),  # no CSV, but its end is sure
+    (b'Who?,"' + b"x" * 100, False),
+    (b'5" pipe,"' + b"x" * 100, False),
+    (b'Who?,"a""' + b"x" * 100, False),
+]
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 64])
+@pytest.mark.parametrize(("line", "ends"), OVERLONG)
+def test_a_line_of_csv_that_is_too_long_is_set_aside_if_it_ends(
+    jsonl: Write, monkeypatch: pytest.MonkeyPatch, line: bytes, ends: bool, block: int
+) -> None:
+    monkeypatch.setattr(reading, "LONGEST", 40)
+    monkeypatch.setattr(reading, "_BLOCK", block)
+    path = jsonl([b"question,context", b"Who?,She.", line, b"Who?,He."], "rows.csv")
+    rows = open_source(path, Fields()).rows(Place())
+    assert next(rows)[0] == Row("Who?", ("She.",), line=2)
+    if not ends:
+        with pytest.raises(InvalidParameterError, match="line 3: .* quote left open"):
+            next(rows)
+        return
+    bad, place = next(rows)
+    assert isinstance(bad, BadRow)
+    assert (bad.line, bad.field) == (3, None)
+    assert "longer than 40 bytes" in bad.reason
+    assert bad.raw == line[:41].decode()
+    after = (Row("Who?", ("He.",), line=4), Place(4, path.stat().st_size))
+    assert [*rows] == [*open_source(path, Fields()).rows(place)] == [after]
+
+
+def test_a_header_of_csv_may_be_too_long(jsonl: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LONGEST", 20)
+    with pytest.raises(InvalidParameterError, match="no header .*longer than 20 bytes"):
+        open_source(jsonl([b"question,context," + b"x" * 99, b"a,b"], "rows.csv"), Fields())
+
+
 @pytest.mark.parametrize(
     ("header", "said"),
     [
@@ -190,21 +232,6 @@ def test_long_passages_are_no_fault_of_csv(jsonl: Write) -> None:
     (row,) = read(jsonl([b"question,context", b"Who?," + b"x" * 500_000], "rows.csv"))
     assert isinstance(row, Row)
     assert len(row.contexts[0]) == 500_000
-
-
-def test_malformed_rows_of_parquet(tmp_path: Path) -> None:
-    path = tmp_path / "rows.parquet"
-    broken = pa.array([b"ok", b"\xff"], pa.binary()).view(pa.string())
-    parquet.write_table(pa.table({"question": broken, "context": ["c", "c"]}), path)
-    first, bad = read(path)
-    assert first == Row("ok", ("c",), line=1)
-    assert isinstance(bad, BadRow)
-    assert (bad.line, bad.field, bad.reason) == (2, "question", "is not UTF-8 text")
-    parquet.write_table(pa.table({"question": [1], "context": [["c", None]]}), path)
-    (bad,) = read(path)
-    assert isinstance(bad, BadRow)
-    assert (bad.line, bad.field) == (1, "question")
-    assert json.loads(bad.raw) == {"question": 1, "context": ["c", None]}
 
 
 def test_files_that_cannot_be_read_at_all(jsonl: Write, tmp_path: Path) -> None:
@@ -256,6 +283,16 @@ def test_the_hash_of_what_was_read_does_not_depend_on_where_it_was_cut(jsonl: Wr
     assert whole.hexdigest() == parts.hexdigest() != source.digest().hexdigest()
 
 
+def test_lines_are_counted_right_behind_a_last_line_without_an_end(jsonl: Write) -> None:
+    path = jsonl([GOOD, GOOD])
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    *_, (_, place) = open_source(path, Fields()).rows(Place())
+    path.write_bytes(path.read_bytes() + b"\n" + json.dumps(GOOD).encode() + b"\n")
+    ((row, _),) = open_source(path, Fields()).rows(place)
+    assert isinstance(row, Row)
+    assert row.line == 3
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_a_long_file_is_never_held(tmp_path: Path, kind: str) -> None:
     path, count = tmp_path / f"rows.{kind}", 3000
@@ -281,23 +318,3 @@ def test_a_long_file_is_never_held(tmp_path: Path, kind: str) -> None:
     assert found == count
     assert peak < 1_500_000
     assert max(held) < 3_000_000  # Arrow keeps its own account
-
-
-def test_parquet_is_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_PART", 2000)
-    lines = tmp_path / "records"
-    record = {"line": 1, "id": None, "answer": "x" * 500, "scores": {"jsd": {"max": 0.5}}}
-    lines.write_text((json.dumps(record) + "\n") * 40)
-    held = []
-    parts = tables._parts
-
-    def spy(path: Path) -> Any:
-        for part in parts(path):
-            held.append(len(part))
-            yield part
-
-    monkeypatch.setattr(tables, "_parts", spy)
-    tables.write_parquet(lines, tmp_path / "out.parquet", ["jsd"], tokens=False)
-    file = parquet.ParquetFile(tmp_path / "out.parquet")
-    assert file.metadata.num_rows == 40
-    assert file.num_row_groups == 40 / max(held) == 10
