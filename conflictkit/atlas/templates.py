@@ -169,8 +169,6 @@ _SENTENCE_OPENERS = (
     "Prices ",
     "Phone ",
     "Calls ",
-    "Calling ",
-    "One ",
     "Telephones ",
     "Web ",
     "Websites ",

@@ -11,8 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from blend import FACTS_FROM
-from documents import Document, Writer
+from documents import RECALL_FROM, Document, Writer
 from torch import Tensor
 
 CHUNK = 512
@@ -25,7 +24,7 @@ teach memory."""
 def request_weight(step: float) -> float:
     """Weight of the request's tokens. Repeating a name after a passage is how reading begins;
     later the tokens of a request are noise, because nobody can foresee them."""
-    return 1.0 if step < FACTS_FROM else 0.2
+    return 1.0 if step < RECALL_FROM else 0.2
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,9 @@ def encode(
     request's tokens)."""
     answer = len(tokenizer(document.completion, add_special_tokens=False).input_ids)
     request = len(tokenizer(document.tail, add_special_tokens=False).input_ids)
-    later: list[float] = []
-    for prompt, said in document.later:
-        later += [asked] * len(tokenizer(prompt, add_special_tokens=False).input_ids)
-        later += [ANSWER_WEIGHT] * len(
-            tokenizer(f" {said}<|eos|>", add_special_tokens=False).input_ids
-        )
-    before = len(ids) - answer - request - 1 - len(later)
+    before = len(ids) - answer - request - 1
     passage = PASSAGE_WEIGHT if document.kind == "invented" else 0.0
     weights = [passage] * before + [asked] * request + [ANSWER_WEIGHT] * answer + [ANSWER_WEIGHT]
-    weights += later
     return [*ids, tokenizer.eos_token_id], weights
 
 
