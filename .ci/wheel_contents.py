@@ -18,6 +18,7 @@ with tarfile.open(sdist) as archive:
 problems = []
 for name in (
     "conflictkit/py.typed",
+    "conflictkit/atlas/auto.json",
     "conflictkit/atlas/facts.csv",
     "conflictkit/atlas/model/config.json",
     "conflictkit/evaluation/report/templates/report.html",

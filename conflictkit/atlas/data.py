@@ -40,6 +40,11 @@ def path() -> Path:
     return Path(__file__).resolve().parent / "model"
 
 
+def auto() -> Path:
+    """A policy file: `auto` fitted to this model on its validation cases."""
+    return Path(__file__).resolve().parent / "auto.json"
+
+
 @lru_cache(maxsize=1)
 def _read() -> tuple[Fact, ...]:
     with (path().parent / "facts.csv").open(encoding="utf-8", newline="") as file:
