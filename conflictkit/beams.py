@@ -35,11 +35,20 @@ class _Row:
     closed: bool = False
 
 
+_NEVER = -1e9
+"""transformers' score of beams and answers that are not there, with which it fills up to the width
+where processors leave less than that to choose from."""
+
+
 def search(run: Stepper) -> list[list[Answer]]:
-    """Best `decoding.n` answers of every row, best first."""
+    """Best `decoding.n` answers of every row, best first.
+
+    Fewer where the scores left fewer to choose. With a host always as many, as in transformers:
+    an answer may then be there twice, have no tokens (score -1e9), or hold forbidden ones (-inf).
+    """
     width = run.decoding.num_beams
     run.start(width)
-    rows = [_Row([_Beam(0.0)]) for _ in range(run.batch)]
+    rows = [_begin(run, width) for _ in range(run.batch)]
     keep = max(2, 1 + len(run.end_ids)) * width
     while True:
         step, combined = run.predict()
@@ -58,7 +67,7 @@ def search(run: Stepper) -> list[list[Answer]]:
             found = [
                 (total, place // vocab, place % vocab)
                 for total, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-                if total > -torch.inf
+                if run.host or total > -torch.inf
             ]
             _extend(run, row, found, offset, log)
         if all(row.closed for row in rows):
@@ -67,6 +76,14 @@ def search(run: Stepper) -> list[list[Answer]]:
     return [
         [_answer(beam, reason) for _, beam, reason in row.done[: run.decoding.n]] for row in rows
     ]
+
+
+def _begin(run: Stepper, width: int) -> _Row:
+    if run.host is None:
+        return _Row([_Beam(0.0)])
+    nothing = _Beam(_NEVER)
+    idle = [nothing] * (width - 1)
+    return _Row([_Beam(0.0), *idle], [(_NEVER, nothing, "length")] * width)
 
 
 def _extend(

@@ -190,7 +190,7 @@ def _beams(run: Stepper) -> _Found:
             end = [] if answer.end_token is None else [answer.end_token]
             said.append(answer.ids + end)
             paths.append(list(answer.path))
-            scores.append(answer.score / len(said[-1]) ** run.decoding.length_penalty)
+            scores.append(answer.score / max(1, len(said[-1])) ** run.decoding.length_penalty)
     return said, paths, scores
 
 

@@ -38,7 +38,8 @@ def rows_of(model: Any, ids: Ids | None, what: str = "memory_ids") -> list[list[
     Args:
         model: tells the padding token and how many tokens there are.
         ids: one row as a list or `[length]` tensor; several as a list of lists without padding or
-            a `[batch, length]` tensor; or a mapping with `input_ids` and `attention_mask`.
+            a `[batch, length]` tensor; or a mapping with `input_ids` and `attention_mask` (numbers
+            or booleans). NumPy's arrays count as tensors.
         what: name of the argument, for messages.
 
     Raises:
@@ -56,12 +57,13 @@ def rows_of(model: Any, ids: Ids | None, what: str = "memory_ids") -> list[list[
         if "input_ids" not in ids:
             raise InvalidParameterError(f"{what} has no input_ids: pass a tokenizer's output")
         ids, mask = ids["input_ids"], ids.get("attention_mask")
-    padded_shape = isinstance(ids, Tensor) and ids.dim() == 2 and len(ids) > 1
+    padded_shape = getattr(ids, "ndim", 0) == 2 and len(ids) > 1
     rows = _lists(ids, what)
     if mask is None:
         _refuse_padding(model, rows, what, padded_shape)
     else:
-        rows = [_unmasked(row, own, what) for row, own in _beside(rows, _lists(mask, what), what)]
+        masks = _lists(mask, what, flags=True)
+        rows = [_unmasked(row, own, what) for row, own in _beside(rows, masks, what)]
     if not rows or not all(rows):
         raise EmptyInputError(f"{what} needs at least one token in every row")
     _check_range(model, rows, what)
@@ -127,7 +129,7 @@ def split_parameters(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return parts, {name: value for name, value in given.items() if name not in PARTS}
 
 
-def _lists(ids: Any, what: str) -> list[list[int]]:
+def _lists(ids: Any, what: str, flags: bool = False) -> list[list[int]]:
     if isinstance(ids, Tensor):
         if ids.dtype.is_floating_point or ids.dim() not in (1, 2):
             raise InvalidParameterError(
@@ -135,18 +137,30 @@ def _lists(ids: Any, what: str) -> list[list[int]]:
                 f"{ids.dtype} {list(ids.shape)}"
             )
         ids = ids.tolist()
+    ids = _plain(ids)
     if isinstance(ids, str) or not isinstance(ids, Sequence):
         raise InvalidParameterError(
             f"{what} must hold token ids, not {type(ids).__name__}: tokenize the text first"
         )
-    flat = bool(ids) and not any(isinstance(row, Sequence | Tensor) for row in ids)
-    rows = [ids] if flat else ids
-    found = [row.tolist() if isinstance(row, Tensor) else list(row) for row in rows]
+    ids = [_plain(row) for row in ids]
+    flat = not any(isinstance(row, Sequence) and not isinstance(row, str) for row in ids)
+    found: list[list[int]] = []
+    for row in [ids] if ids and flat else ids:
+        if isinstance(row, str) or not isinstance(row, Sequence):
+            raise InvalidParameterError(
+                f"{what} must hold token ids or lists of them, not {row!r} beside lists"
+            )
+        found.append([_plain(token) for token in row])
     for row in found:
         for token in row:
-            if isinstance(token, bool) or not isinstance(token, int):
+            if (isinstance(token, bool) and not flags) or not isinstance(token, int):
                 raise InvalidParameterError(f"{what} must hold token ids, not {token!r}")
     return found
+
+
+def _plain(ids: Any) -> Any:
+    """Tensors, arrays and their numbers as lists and numbers of Python."""
+    return ids.tolist() if hasattr(ids, "tolist") else ids
 
 
 def _beside(rows: list, masks: list, what: str) -> list[tuple[list[int], list[int]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -24,6 +24,8 @@ from conflictkit.types import Control, State
 _MOST_PREFIXES = 16_384
 _MOST_PROMPTS = 4096
 """What is remembered, in rows; the least recently used goes first."""
+_MOST_GENERATIONS = 32
+"""How many generations one thread may interleave: what a rule remembers is kept per token."""
 
 _ADVICE = "pass prompt_length= to ConflictProcessor, or make a new one for each prompt"
 
@@ -65,11 +67,39 @@ class Place:
         start: width of the ids where the answers began.
         state: what the rule remembers before this step.
         keys: names of the rows.
+        before: what is known of each row without its last token, if that belongs to its answer.
     """
 
     start: int
     state: State
     keys: tuple[bytes, ...]
+    before: tuple[_Kept | None, ...]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is known of a row of ids, as part of the answer that began at one place.
+
+    Attributes:
+        state, row: what the rule remembers after it, in this row.
+        likeliest: the token that was likeliest to come next.
+        generation: number of the generation it belongs to.
+        next: the rows that came after it, with one token more.
+    """
+
+    state: State
+    row: int
+    likeliest: int
+    generation: int
+    next: set[bytes] = field(default_factory=set)
+
+    def leads_to(self, key: bytes, token: int) -> bool:
+        """Whether it may go on with `token` to the row `key`.
+
+        Rows that go on do so at once, several of them if there are beams. A later one that goes
+        elsewhere takes a draft back, and then the token is the likeliest.
+        """
+        return not self.next or key in self.next or token == self.likeliest
 
 
 class Prefixes:
@@ -82,8 +112,11 @@ class Prefixes:
 
     def __init__(self, prompts: Prompts) -> None:
         self._prompts = prompts
-        # row -> where its answer began (both readings, if there are two) -> state after it
-        self._seen: OrderedDict[bytes, dict[int, tuple[State, int]]] = OrderedDict()
+        # row -> where its answer began (both readings, if there are two) -> what is known of it
+        self._seen: OrderedDict[bytes, dict[int, _Kept]] = OrderedDict()
+        # numbers of generations, the least recently used first
+        self._generations: OrderedDict[int, None] = OrderedDict()
+        self._newest = 0
 
     def place(
         self, ids: Tensor, groups: Sequence[int], control: Control, device: torch.device
@@ -96,40 +129,54 @@ class Prefixes:
         keys = _keys(ids, groups)
         parents = [self._seen.get(key, {}) for key in _keys(ids[:, :-1], groups)]
         start = self._start(ids, groups, keys, parents)
+        before = tuple(parent.get(start) for parent in parents)
+        state = control.initial(len(ids), device)
         if start == ids.shape[1]:
             self._prompts.add(keys, start)
-            return Place(start, control.initial(len(ids), device), keys)
-        first = control.initial(len(ids), device)
-        if not first:
-            return Place(start, first, keys)
-        missing = [row for row, parent in enumerate(parents) if start not in parent]
-        if missing:
-            raise PrefixError(
-                f"'{control.name}' remembers along the answer, but rows {missing} come after "
-                f"tokens it never saw: {ids.shape[1] - start} tokens of the answer are there"
-            )
-        state = {
-            name: torch.stack(
-                [parent[start][0][name][parent[start][1]].to(device) for parent in parents]
-            )
-            for name in first
-        }
-        return Place(start, state, keys)
+        elif state:
+            known = [kept for kept in before if kept is not None]
+            if len(known) < len(before):
+                missing = [row for row, kept in enumerate(before) if kept is None]
+                raise PrefixError(
+                    f"'{control.name}' remembers along the answer, but rows {missing} come after "
+                    f"tokens it never saw: {ids.shape[1] - start} tokens of the answer are there"
+                )
+            state = {
+                name: torch.stack([kept.state[name][kept.row].to(device) for kept in known])
+                for name in state
+            }
+        return Place(start, state, keys, before)
 
-    def keep(self, place: Place, state: State) -> None:
-        """Remember the state after the step at `place`."""
-        for row, key in enumerate(place.keys):
-            self._seen.setdefault(key, {})[place.start] = (state, row)
+    def keep(self, place: Place, state: State, likeliest: Sequence[int]) -> None:
+        """Remember the state after the step at `place`, and each row's likeliest token."""
+        number = max((kept.generation for kept in place.before if kept), default=self._newest + 1)
+        self._newest = max(self._newest, number)
+        for row, (key, kept) in enumerate(zip(place.keys, place.before, strict=True)):
+            if kept is not None:
+                kept.next.add(key)
+            self._seen.setdefault(key, {})[place.start] = _Kept(state, row, likeliest[row], number)
             self._seen.move_to_end(key)
         while len(self._seen) > _MOST_PREFIXES:
             self._seen.popitem(last=False)
+        self._generations[number] = None
+        self._generations.move_to_end(number)
+        while len(self._generations) > _MOST_GENERATIONS:
+            self._forget(self._generations.popitem(last=False)[0])
+
+    def _forget(self, generation: int) -> None:
+        for key, readings in tuple(self._seen.items()):
+            left = {at: kept for at, kept in readings.items() if kept.generation != generation}
+            if left:
+                self._seen[key] = left
+            else:
+                del self._seen[key]
 
     def _start(
         self,
         ids: Tensor,
         groups: Sequence[int],
         keys: Sequence[bytes],
-        parents: Sequence[dict[int, tuple[State, int]]],
+        parents: Sequence[dict[int, _Kept]],
     ) -> int:
         width = ids.shape[1]
         if self._prompts.length is not None:
@@ -151,7 +198,15 @@ class Prefixes:
                 f"shorter one: {_ADVICE}"
             )
         if readings:
-            return readings.pop()
+            start = readings.pop()
+            newest = ids[:, -1].tolist()
+            beside = zip(parents, keys, newest, strict=True)
+            if start < width and not all(p[start].leads_to(key, token) for p, key, token in beside):
+                raise PrefixError(
+                    "an answer seen before goes on with a token that was not written there: a "
+                    f"draft that was drawn, or a prompt one token longer: {_ADVICE}"
+                )
+            return start
         if any(parents) or self._prompts.extended_by(ids, groups):
             raise PrefixError(
                 "a prompt seen before goes on with tokens that were not written one by one, so it "

@@ -46,9 +46,10 @@ class ConflictProcessor(LogitsProcessor):
     (temperature, top-k, ...) after it.
 
     The answer begins where the first call of a generation ends, which is the prompt. A prompt that
-    goes on where an earlier prompt's answer went cannot be told from more of that answer: give
-    `prompt_length`, or make a new processor for it. Threads are told apart; several generations
-    in one thread may be interleaved.
+    goes on where an earlier prompt's answer went, or is one token longer than a prompt after which
+    only one token was written, cannot be told from more of that answer: give `prompt_length`, or
+    make a new processor for it. Threads are told apart; up to 32 generations in one thread may be
+    interleaved. A copy, or what comes out of a pickle, starts with nothing remembered.
 
     Args:
         model: the model that reads `memory_ids`; the one that generates.
@@ -90,11 +91,24 @@ class ConflictProcessor(LogitsProcessor):
             raise InvalidParameterError(
                 f"prompt_length must be a whole number of at least 1, not {prompt_length!r}"
             )
-        self._prompts = Prompts(prompt_length)
+        self._prompt_length = prompt_length
         self._window = _hf.window(model, None)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._prompts = Prompts(self._prompt_length)
         self._lock = threading.Lock()
         self._local = threading.local()
         self._forwards = self._tokens = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was seen belongs to threads of this process.
+        own = ("model", "control", "_memory", "_prompt_length", "_window")
+        return {name: value for name, value in vars(self).items() if name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     @property
     def stats(self) -> Stats:
@@ -120,9 +134,10 @@ class ConflictProcessor(LogitsProcessor):
         Raises:
             PrefixError: where the answer began is not clear, or a token of it was never seen.
             UnsupportedError: calls of continuous batching, or of `inputs_embeds` without ids.
-            InvalidParameterError: another number of rows or another vocabulary than the memory
+            InvalidParameterError: another number of prompts or another vocabulary than the memory
                 stream's.
-            ContextTooLongError: the memory stream has reached the end of the model's window.
+            ContextTooLongError: the memory stream has reached the end of the model's window, which
+                shows only there: how much is to be written, `generate` does not tell.
             LogitsError: a row that no rule can act on.
         """
         repeats = self._check(input_ids, scores)
@@ -149,6 +164,7 @@ class ConflictProcessor(LogitsProcessor):
         index = ids.shape[1] - place.start
         if index == 0:
             self._refuse_right_padding(ids)
+            self._refuse_shared_prompts(ids, groups)
         step = Step.from_logits(logits, index, input_ids[:, -1] if index else None)
         combined = mix(step, self.control(step, place.state))
         if step.invalid.any():
@@ -156,7 +172,7 @@ class ConflictProcessor(LogitsProcessor):
                 f"answer token {index + 1}, rows {step.invalid.nonzero().flatten().tolist()}: "
                 "scores hold NaN or +inf, or nothing finite is left to choose"
             )
-        seen.keep(place, combined.state)
+        seen.keep(place, combined.state, combined.logits.argmax(-1).tolist())
         return combined.logits
 
     def _check(self, input_ids: Tensor, scores: Tensor) -> int:
@@ -187,6 +203,21 @@ class ConflictProcessor(LogitsProcessor):
             raise InvalidParameterError(
                 "input_ids end with padding: set tokenizer.padding_side = 'left'"
             )
+
+    def _refuse_shared_prompts(self, prompts: Tensor, groups: Sequence[int]) -> None:
+        """Two samples of one prompt look like two prompts, but their memory is one."""
+        owners: dict[tuple[int, ...], int] = {}
+        pairs = [(tuple(row), group) for row, group in zip(prompts.tolist(), groups, strict=True)]
+        if all(
+            self._memory[owners.setdefault(row, group)] == self._memory[group]
+            for row, group in pairs
+        ):
+            return
+        raise InvalidParameterError(
+            f"{len(owners)} prompt{'s' * (len(owners) > 1)} for {len(self._memory)} rows of "
+            "memory_ids: pass one row of memory_ids for each prompt (the same prompt with "
+            "different memory_ids has to be asked in calls of its own)"
+        )
 
     def _prefixes(self) -> Prefixes:
         if not hasattr(self._local, "prefixes"):

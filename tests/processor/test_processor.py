@@ -248,7 +248,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, rule = prefixes.Prefixes(prompts), ck.Controller(ck.methods.build("cad"))
     for token in range(9):
         place = seen.place(torch.tensor([[token, 1]]), [0], rule, torch.device("cpu"))
-        seen.keep(place, {})
+        seen.keep(place, {}, [0])
     assert len(seen._seen) == 4
     assert len(prompts._known) == 2
 
@@ -269,14 +269,34 @@ def test_rows_of_one_prompt_must_begin_alike() -> None:
         tuple(map(tuple, memory())),
         padded(memory()),
         {name: values.tolist() for name, values in padded(memory()).items()},
+        {name: values.numpy() for name, values in padded(memory()).items()},
+        padded(memory()) | {"attention_mask": padded(memory())["attention_mask"].bool()},
+        [torch.tensor(row) for row in memory()],
     ],
-    ids=["lists", "tuples", "tensors with a mask", "lists with a mask"],
+    ids=[
+        "lists",
+        "tuples",
+        "tensors and mask",
+        "lists and mask",
+        "arrays",
+        "bools",
+        "list of rows",
+    ],
 )
 def test_memory_ids_in_every_usual_shape(ids: Any) -> None:
     assert ck.ConflictProcessor(MODEL, ids)._memory == memory()
 
 
-@pytest.mark.parametrize("ids", [QUESTION, torch.tensor(QUESTION), torch.tensor([QUESTION])])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        QUESTION,
+        torch.tensor(QUESTION),
+        torch.tensor([QUESTION]),
+        torch.tensor(QUESTION).numpy(),
+        [torch.tensor(token) for token in QUESTION],
+    ],
+)
 def test_one_row_of_memory_ids(ids: Any) -> None:
     assert ck.ConflictProcessor(MODEL, ids)._memory == [QUESTION]
 
@@ -285,7 +305,11 @@ def test_one_row_of_memory_ids(ids: Any) -> None:
     ("ids", "error", "says"),
     [
         ("Who?", InvalidParameterError, "tokenize"),
+        (["Who?"], InvalidParameterError, "Who"),
         ([0, 5.5], InvalidParameterError, "5.5"),
+        ([0, True], InvalidParameterError, "True"),
+        ([5, [0, 5]], InvalidParameterError, "5 beside lists"),
+        (torch.tensor([[5, 6, 2], [0, 5, 6]]).numpy(), InvalidParameterError, "attention_mask"),
         (None, InvalidParameterError, "memory_ids is missing"),
         (torch.rand(1, 3), InvalidParameterError, "whole numbers"),
         ([], EmptyInputError, "at least one token"),
