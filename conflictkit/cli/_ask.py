@@ -165,7 +165,7 @@ def ask(
         "method": _spec(method, param or ()),
         "when": when,
         "strength": _strength(strength),
-        "start_after": start_after,
+        "start_after": start_after and _inputs.sound(start_after, "--start-after"),
         "policy": policy,
     }
     saved = _inputs.writable(save_policy) if save_policy is not None else None
@@ -176,7 +176,7 @@ def ask(
         "top_p": top_p,
         "seed": seed,
         "num_beams": num_beams,
-        "stop": stop or None,
+        "stop": [_inputs.sound(text, "--stop") for text in stop or ()] or None,
     }
     answer = _answer(
         question,

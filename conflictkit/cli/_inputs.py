@@ -28,7 +28,19 @@ def question_text(text: str) -> str:
     """
     if not text.strip():
         raise EmptyInputError("the question is empty: write it as the first argument")
-    return _sound(text, "the question")
+    return sound(text, "the question")
+
+
+def sound(text: str, source: str) -> str:
+    """An argument as text, also where the locale is not UTF-8 but the shell's bytes are.
+
+    Raises:
+        InvalidParameterError: bytes that are not text; `source` is how the message calls it.
+    """
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as error:
+        raise InvalidParameterError(f"{source} is not valid UTF-8 text") from error
 
 
 def passages(given: Sequence[str], files: Sequence[str]) -> list[str]:
@@ -40,7 +52,7 @@ def passages(given: Sequence[str], files: Sequence[str]) -> list[str]:
         EmptyInputError: a passage that was given, but holds nothing.
         InvalidParameterError: a file that cannot be read or is not UTF-8.
     """
-    found = [_sound(_filled(text, "--context"), "--context") for text in given]
+    found = [sound(_filled(text, "--context"), "--context") for text in given]
     for name in files:
         source = "standard input" if name == STANDARD_INPUT else f"context file '{name}'"
         found.append(_filled(_text(_read(name, source), source), source))
@@ -56,14 +68,6 @@ def _filled(text: str, source: str) -> str:
             f"the context from {source} is empty: fill it, or leave it out to ask closed book"
         )
     return text
-
-
-def _sound(text: str, source: str) -> str:
-    """An argument as text, also where the locale is not UTF-8 but the shell's bytes are."""
-    try:
-        return os.fsencode(text).decode("utf-8")
-    except UnicodeError as error:
-        raise InvalidParameterError(f"{source} is not valid UTF-8 text") from error
 
 
 def _read(name: str, source: str) -> bytes:

@@ -48,6 +48,8 @@ def watching(title: str, things: str, *, quiet: bool = False) -> Iterator[Watch]
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        # The speed is that of so many seconds, in which two batches have to come to an end.
+        speed_estimate_period=3600,
         # Standard output is redirected while a model is loaded: what rich puts back when the bar
         # ends would be that.
         redirect_stdout=False,

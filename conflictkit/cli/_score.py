@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from conflictkit.cli import _ask, _output
+from conflictkit.cli import _ask, _inputs, _output
 from conflictkit.cli._progress import Watch, watching
 from conflictkit.errors import InvalidParameterError
 
@@ -148,12 +148,12 @@ def score(
         "policy": policy,
         "when": when,
         "strength": _ask._strength(strength),
-        "start_after": start_after,
+        "start_after": start_after and _inputs.sound(start_after, "--start-after"),
     }
     options: dict[str, Any] = {
         "scores": detector,
         "max_new_tokens": max_new_tokens,
-        "stop": stop,
+        "stop": [_inputs.sound(text, "--stop") for text in stop or ()] or None,
         "chat": chat,
         "truncate": truncate or None,
     }
@@ -162,6 +162,10 @@ def score(
         "context": context_field,
         "answer": answer_field,
         "id": id_field,
+    }
+    columns = {
+        name: column and _inputs.sound(column, f"--{name}-field")
+        for name, column in columns.items()
     }
     source = {"device": device, "dtype": dtype, "pad_token": pad_token}
     settings = {

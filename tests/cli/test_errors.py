@@ -26,6 +26,8 @@ Refused = Callable[..., str]
         (("q", "--context", "ok", "--context", ""), "--context is empty"),
         (("q\udcff",), "not valid UTF-8"),
         (("q", "--context", "\udcff"), "not valid UTF-8"),
+        (("q", "--context", "c", "--stop", "a\udcff"), "--stop is not valid UTF-8"),
+        (("q", "--context", "c", "--start-after", "\udcff"), "--start-after is not valid UTF-8"),
         (("q", "--context", "c", "--method", "addacad"), "did you mean 'adacad'"),
         (("q", "--context", "c", "--method", "cad?alhpa=1"), "did you mean 'alpha'"),
         (("q", "--context", "c", "--method", "cad?alpha=x"), "'alpha'"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.console
 
 from conflictkit import scoring
+from conflictkit.cli._progress import watching
 from tests.cli.conftest import Run
 
 Refused = Callable[..., str]
@@ -92,6 +95,17 @@ def test_a_malformed_row_is_one_line_or_set_aside(
     assert json.loads(aside)["line"] == 4
 
 
+def test_a_name_that_no_file_can_hold_is_set_aside(
+    score: Callable[..., Any], rows: Path, tmp_path: Path
+) -> None:
+    rows.write_text('{"\\ud800": 1, "\\ud800": 2}\n' + rows.read_text())
+    code, out, err = score("--on-error", "skip")
+    assert (code, err) == (0, "")
+    assert "1 malformed rows set aside" in out
+    (aside,) = (tmp_path / "scores.jsonl.errors.jsonl").read_text().splitlines()
+    assert json.loads(aside)["field"] == "\\ud800"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -106,6 +120,10 @@ def test_a_malformed_row_is_one_line_or_set_aside(
         (("ROWS", "--on-error", "ignore"), "stop or skip"),
         (("ROWS", "--batch-size", "0"), "--batch-size"),
         (("ROWS", "--question-field", "context"), "two fields"),
+        (("ROWS", "--question-field", "\udcff"), "--question-field is not valid UTF-8"),
+        (("ROWS", "--answer-field", "\udcff"), "--answer-field is not valid UTF-8"),
+        (("ROWS", "--stop", "\n", "--stop", "\udcff"), "--stop is not valid UTF-8"),
+        (("ROWS", "--start-after", "\udcff"), "--start-after is not valid UTF-8"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(
@@ -115,6 +133,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     if "--out" not in given:
         given += ["--out", str(tmp_path / "scores.jsonl")]
     assert said in refused("score", *given, "--model", "no/such-model")
+    assert [path for path in tmp_path.iterdir() if path != rows] == []
 
 
 def test_a_finished_file_is_not_replaced(
@@ -148,3 +167,24 @@ def test_the_bar_is_for_terminals(
     assert json.loads(out)["rows"] == 3
     assert "scoring" in err
     assert "3 rows" in err
+
+
+@pytest.mark.parametrize("pace", [5, 90])
+def test_the_bar_tells_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, pace: int) -> None:
+    now, drawn = [0.0], io.StringIO()
+
+    def terminal(**options: Any) -> Any:
+        assert options == {"stderr": True}
+        return Console(file=drawn, force_terminal=True, width=100, get_time=lambda: now[0])
+
+    Console = rich.console.Console
+    monkeypatch.setattr(rich.console, "Console", terminal)
+    with watching("scoring", "rows") as watch:
+        # An earlier run did half of it: that is no work of this one.
+        for rows in (500, 600, 700):
+            watch(scoring.Progress(rows, rows / 1000))
+            now[0] += pace
+        now[0] -= pace
+    minutes, seconds = divmod(3 * pace, 60)
+    last = drawn.getvalue().split("700 rows")[-1]
+    assert f"0:{minutes:02}:{seconds:02}" in last

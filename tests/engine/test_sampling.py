@@ -112,6 +112,7 @@ def test_ties_go_to_the_lowest_index():
 @pytest.mark.parametrize(
     ("options", "name"),
     [
+        ({"stop": ("\n", "\udcff")}, "stop"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 2.5}, "max_new_tokens"),
         ({"temperature": -1.0}, "temperature"),

@@ -62,6 +62,8 @@ def test_columns_have_the_names_that_are_given(jsonl: Write) -> None:
     assert read(path, fields) == [Row("Who?", ("She.",), "She", 7, 1)]
     with pytest.raises(InvalidParameterError, match="two fields .* column 'question'"):
         Fields(context="question")
+    with pytest.raises(InvalidParameterError, match="not valid text"):
+        Fields(context="\udcff")
     with pytest.raises(InvalidParameterError, match="name of a column"):
         Fields(id=7)  # type: ignore[arg-type]
 
