@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_what_is_read_for_the_trace_alone_changes_nothing_and_is_not_counted(mod
 
     reads = []
     hook = model.model.register_forward_pre_hook(lambda *_: reads.append(1))
-    options = {"max_new_tokens": 4}
+    options: dict[str, Any] = {"max_new_tokens": 4}
     if method == "plain":
         options["processors"] = [RepetitionPenaltyLogitsProcessor(5.0)]
     try:
