@@ -35,6 +35,7 @@ GUARDED = ("agreement", "quoting")
 ALLOWED = 0.01
 LEAST = 20
 """Cases that a cell needs to count among the worst."""
+WORST = 4
 _CONSTANT = ("plain", "memory", "interpolate?weight=0.1:0.9:0.1")
 _CAD = ("cad?alpha=0.1", "cad?alpha=0.25:2:0.25")
 SWEEPS: Mapping[str, Sequence[str]] = {
@@ -73,7 +74,8 @@ def main() -> None:
     best = {figure: chosen(tuning, figure) for figure in FIGURES}
     run = measured(arguments, model, policy, best)
     figures = {
-        "command": f"python experiments/auto/compare.py --cases {arguments.cases}",
+        "command": f"python experiments/auto/compare.py --cases {arguments.cases}"
+        + (f" --limit {arguments.limit}" if arguments.limit else ""),
         "tune": {"spec": arguments.tune, **told(tuning)},
         "cases": {"spec": arguments.cases, **told(run)},
         "policy": policy.to_dict(),
@@ -231,8 +233,11 @@ def _difference(cell: Cell) -> dict[str, Any]:
 def _turned(cell: Cell) -> dict[str, Any]:
     """The difference the other way round."""
     found = _difference(cell)
-    low, high = (None if end is None else -end for end in (found["high"], found["low"]))
-    value = None if found["value"] is None else -found["value"]
+    value, low, high = (
+        # 0.0 - 0.0 has no sign, -0.0 has.
+        None if found[name] is None else 0.0 - found[name]
+        for name in ("value", "high", "low")
+    )
     return {"value": value, "low": low, "high": high, "p": found["p"]}
 
 
@@ -303,7 +308,10 @@ def _guards(figures: Mapping[str, Any]) -> Iterable[str]:
 def _worst(figures: Mapping[str, Any]) -> Iterable[str]:
     yield "## Where it fails"
     yield ""
-    for cell in [cell for cell in figures["cells"] if cell["n"] >= LEAST][:4]:
+    large = [cell for cell in figures["cells"] if cell["n"] >= LEAST]
+    if not large:
+        yield f"No state and kind of passage has {LEAST} cases: too few to say."
+    for cell in large[:WORST]:
         side = cell["trusted"]
         yield (
             f"- {cell['state']}, {cell['kind']} passages ({cell['n']:,} cases): "

@@ -125,7 +125,7 @@ def test_the_methods_are_told_apart_by_these_answers(name: str) -> None:
     assert len(set(answers.values())) >= 4
 
 
-@pytest.mark.parametrize("method", ["adacad", "grd"])
+@pytest.mark.parametrize("method", ["adacad", "grd", "auto"])
 @pytest.mark.parametrize("name", NAMES)
 def test_beams_are_the_same_in_every_form(name: str, method: str) -> None:
     wide = {form: in_form(form, name, method, num_beams=3) for form in FORMS}

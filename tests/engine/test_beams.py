@@ -51,7 +51,7 @@ class _Exact(LogitsProcessor):
         return torch.stack(mixed)
 
 
-@pytest.mark.parametrize("name", ["plain", "cad", "adacad", "coiecd", "ck-plug", "grd"])
+@pytest.mark.parametrize("name", ["plain", "cad", "adacad", "coiecd", "ck-plug", "grd", "auto"])
 @pytest.mark.parametrize("build", [llama, gpt2])
 @pytest.mark.parametrize(("width", "ends"), [(2, (1,)), (3, (1, 9, 11)), (4, (5,))])
 def test_beams_are_those_of_transformers(name, build, width, ends):

@@ -86,9 +86,7 @@ def test_too_few_cases_are_named(state: str) -> None:
     mine = np.flatnonzero(made.differ & (made.states == state))
     differ = made.differ.copy()
     differ[mine[19:]] = False
-    with pytest.raises(
-        InvalidParameterError, match=f"20 cases of {state} whose .* are 19"
-    ):
+    with pytest.raises(InvalidParameterError, match=f"20 cases of {state} whose .* are 19"):
         auto.learn(dataclasses.replace(made, differ=differ), TIE)
     subjects = made.subjects.copy()
     subjects[mine] = mine % 4
