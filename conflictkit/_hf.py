@@ -51,6 +51,16 @@ def accepted_arguments(model: Any) -> frozenset[str]:
     return frozenset(inspect.signature(unwrapped(model).forward).parameters)
 
 
+def misplaces_padded_rows(model: Any) -> bool:
+    """Whether padding on the left moves a row's positions, with no way to say where they are.
+
+    Decoders of encoder-decoder families count learned positions from the first column, padding
+    included. Bloom, MPT and BioGPT take no positions either, but find them by the mask.
+    """
+    by_mask = unwrapped(model).config.model_type in ("bloom", "mpt", "biogpt")
+    return not by_mask and "position_ids" not in accepted_arguments(model)
+
+
 def own_memory(model: Any) -> str | None:
     """Why the model's state cannot be kept beside it, or None if it is a key-value cache.
 
@@ -282,11 +292,22 @@ def generation_output(fields: Mapping[str, Any]) -> Any:
     return (GenerateBeamDecoderOnlyOutput if beams else GenerateDecoderOnlyOutput)(**fields)
 
 
-def register_pipeline(task: str, pipeline: type, model: type) -> None:
-    """Let `transformers.pipeline(task)` make `pipeline`, around a `model`; once per process."""
+def register_pipeline(task: str, pipeline: type, model: type, default: str) -> None:
+    """Let `transformers.pipeline(task)` make `pipeline`, around a `model`; once per process.
+
+    `default` is the folder of the model that is taken if none is named.
+    """
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    if task not in PIPELINE_REGISTRY.get_supported_tasks():
-        PIPELINE_REGISTRY.register_pipeline(
-            task, pipeline_class=pipeline, pt_model=model, type="text"
-        )
+    if task in PIPELINE_REGISTRY.get_supported_tasks():
+        return
+    PIPELINE_REGISTRY.register_pipeline(
+        task,
+        pipeline_class=pipeline,
+        pt_model=model,
+        default={"model": (default, "main")},
+        type="text",
+    )
+    # By this mark `save_pretrained` would copy our source beside the model, and name it in the
+    # config, so that the folder could no longer be loaded without running code from it.
+    del pipeline._registered_impl

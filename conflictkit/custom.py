@@ -3,8 +3,9 @@
     model.generate(**inputs, custom_generate=ck.decode, memory_ids=ids, method="ck-plug", alpha=0.2)
 
 transformers hands such a callable only the arguments that its signature names, and never
-`streamer`, `tokenizer` or `assistant_model`, which it drops without a word. So the signature of
-`decode` names the parameters of every method, and the streamer goes by `token_streamer`.
+`streamer`, `tokenizer`, `assistant_model` or `synced_gpus`, which it drops without a word. So the
+signature of `decode` names the parameters of every method, and the streamer goes by
+`token_streamer`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def decode(
         policy: a `conflictkit.policy.Policy` or its file, or a list with one for each prompt,
             instead of a method.
         token_streamer: a streamer of transformers, for one prompt and one answer without beams:
-            `put(prompt)`, `put(token)` for each token, `end()`, also after an error.
+            `put(prompt)`, `put(token)` for each token, `end()`, also after an error or a refusal.
         given: the method's parameters by name; `when`, `strength`, `start_after` (as token ids);
             and what `generate` prepares for the model.
 
@@ -84,77 +85,83 @@ def decode(
         EmptyInputError, ContextTooLongError: prompts that cannot be read.
         LogitsError: a row that no rule can act on.
     """
-    models.check_model(model, name=type(model).__name__)
-    config = generation_config
-    own = {name: given.pop(name) for name in tuple(given) if name in _OWN}
-    _refuse(config, logits_processor, given)
-    repeats = max(config.num_beams, config.num_return_sequences)
-    mask = given.get("attention_mask")
-    prompts = unpadded(input_ids[::repeats], None if mask is None else mask[::repeats])
-    _refuse_positions(given.get("position_ids"), input_ids, mask)
-    parts, params = split_parameters(own)
-    control = control_of(model, len(prompts), method, policy, parts, params)
-    rows = {"context": prompts}
-    if "memory" in control.needs:
-        rows["memory"] = rows_of(model, memory_ids)
-        if len(rows["memory"]) != len(prompts):
-            raise InvalidParameterError(
-                f"{len(rows['memory'])} rows of memory_ids for {len(prompts)} prompts: "
-                "pass one for each"
+    with _Streamed(token_streamer) as streamer:
+        models.check_model(model, name=type(model).__name__)
+        config = generation_config
+        own = {name: given.pop(name) for name in tuple(given) if name in _OWN}
+        _refuse(config, logits_processor, given)
+        repeats = max(config.num_beams, config.num_return_sequences)
+        mask = given.get("attention_mask")
+        prompts = unpadded(input_ids[::repeats], None if mask is None else mask[::repeats])
+        _refuse_positions(given.get("position_ids"), input_ids, mask)
+        parts, params = split_parameters(own)
+        control = control_of(model, len(prompts), method, policy, parts, params)
+        rows = {"context": prompts}
+        if "memory" in control.needs:
+            rows["memory"] = rows_of(model, memory_ids)
+            if len(rows["memory"]) != len(prompts):
+                raise InvalidParameterError(
+                    f"{len(rows['memory'])} rows of memory_ids for {len(prompts)} prompts: "
+                    "pass one for each"
+                )
+        n = config.num_return_sequences
+        room = config.max_length - input_ids.shape[1]
+        _refuse_length(model, rows, room)
+        streamer.check(fits=config.num_beams == 1 and len(prompts) * n == 1)
+        beams = {"num_beams": config.num_beams, "length_penalty": config.length_penalty}
+        decoding = Decoding(
+            max_new_tokens=room,
+            n=n,
+            temperature=1.0 if config.do_sample else 0.0,
+            **(beams if config.num_beams > 1 else {}),
+        )
+        ends, pad = _hf.special_tokens(config)
+        if (
+            pad is None
+            and not ends
+            and _hf.ends_rows_apart(stopping_criteria)
+            and len(prompts) * n > 1
+        ):
+            raise UnsupportedError(
+                "rows may end at different tokens: pass pad_token_id to generate()"
             )
-    n = config.num_return_sequences
-    room = config.max_length - input_ids.shape[1]
-    _refuse_length(model, rows, room)
-    streamer = _Streamed(token_streamer, config.num_beams == 1 and len(prompts) * n == 1)
-    beams = {"num_beams": config.num_beams, "length_penalty": config.length_penalty}
-    decoding = Decoding(
-        max_new_tokens=room,
-        n=n,
-        temperature=1.0 if config.do_sample else 0.0,
-        **(beams if config.num_beams > 1 else {}),
-    )
-    ends, pad = _hf.special_tokens(config)
-    if pad is None and not ends and _hf.ends_rows_apart(stopping_criteria) and len(prompts) * n > 1:
-        raise UnsupportedError("rows may end at different tokens: pass pad_token_id to generate()")
-    before, after = _hf.split_processors(logits_processor)
-    kept = bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
-    fill = pad if pad is not None else (ends[0] if ends else 0)
-    host = Host(input_ids[::repeats], fill, after, stopping_criteria, keep=kept)
-    read = ("context", *control.needs) if before or kept else control.needs
-    run = Stepper(
-        {
-            name: Stream(model, rows[name], pad_id=fill, use_cache=given.get("use_cache", True))
-            for name in dict.fromkeys(read)
-        },
-        control,
-        decoding,
-        end_ids=ends,
-        decode=str,  # of no use: there are no stop texts, criteria look for them
-        top=None,
-        processors=before,
-        host=host,
-    )
-    streamer.put(input_ids)
-    try:
-        found = _beams(run) if config.num_beams > 1 else _rows(run, streamer)
-    finally:
-        streamer.end()
-    said, paths, scores = found
-    sequences = torch.cat(
-        [input_ids[::repeats].repeat_interleave(n, 0), _table(said, fill, input_ids)], 1
-    )
-    if not config.return_dict_in_generate:
-        return sequences
-    output: dict[str, Any] = {"sequences": sequences}
-    if config.output_scores:
-        output["scores"] = tuple(host.scores)
-    if config.output_logits:
-        output["logits"] = tuple(host.logits)
-    if config.num_beams > 1:
-        output["beam_indices"] = _table(paths, -1, input_ids).int()
+        before, after = _hf.split_processors(logits_processor)
+        kept = bool(
+            config.return_dict_in_generate and (config.output_scores or config.output_logits)
+        )
+        fill = pad if pad is not None else (ends[0] if ends else 0)
+        host = Host(input_ids[::repeats], fill, after, stopping_criteria, keep=kept)
+        read = ("context", *control.needs) if before or kept else control.needs
+        run = Stepper(
+            {
+                name: Stream(model, rows[name], pad_id=fill, use_cache=given.get("use_cache", True))
+                for name in dict.fromkeys(read)
+            },
+            control,
+            decoding,
+            end_ids=ends,
+            decode=str,  # of no use: there are no stop texts, criteria look for them
+            top=None,
+            processors=before,
+            host=host,
+        )
+        streamer.put(input_ids)
+        said, paths, scores = _beams(run) if config.num_beams > 1 else _rows(run, streamer)
+        sequences = torch.cat(
+            [input_ids[::repeats].repeat_interleave(n, 0), _table(said, fill, input_ids)], 1
+        )
+        if not config.return_dict_in_generate:
+            return sequences
+        output: dict[str, Any] = {"sequences": sequences}
         if config.output_scores:
-            output["sequences_scores"] = torch.tensor(scores, device=input_ids.device)
-    return _hf.generation_output(output)
+            output["scores"] = tuple(host.scores)
+        if config.output_logits:
+            output["logits"] = tuple(host.logits)
+        if config.num_beams > 1:
+            output["beam_indices"] = _table(paths, -1, input_ids).int()
+            if config.output_scores:
+                output["sequences_scores"] = torch.tensor(scores, device=input_ids.device)
+        return _hf.generation_output(output)
 
 
 def _signature() -> inspect.Signature:
@@ -202,22 +209,32 @@ def _table(rows: Sequence[Sequence[int]], fill: int, like: Tensor) -> Tensor:
 
 
 class _Streamed:
-    """A streamer of transformers, or none."""
+    """A streamer of transformers, or none; it hears the end however the run ends."""
 
-    def __init__(self, streamer: Any, fits: bool) -> None:
-        if streamer is not None and not fits:
+    def __init__(self, streamer: Any) -> None:
+        if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+            raise InvalidParameterError(
+                f"token_streamer has to be a streamer of transformers, with put() and end(), not "
+                f"{type(streamer).__name__}"
+            )
+        self._streamer = streamer
+
+    def __enter__(self) -> _Streamed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._streamer is not None:
+            self._streamer.end()
+
+    def check(self, fits: bool) -> None:
+        if self._streamer is not None and not fits:
             raise UnsupportedError(
                 "token_streamer shows one answer as it is written: one prompt, no beams"
             )
-        self._streamer = streamer
 
     def put(self, ids: Tensor) -> None:
         if self._streamer is not None:
             self._streamer.put(ids.cpu())
-
-    def end(self) -> None:
-        if self._streamer is not None:
-            self._streamer.end()
 
 
 def _refuse(config: Any, processors: Sequence[Any], given: dict[str, Any]) -> None:
@@ -229,7 +246,8 @@ def _refuse(config: Any, processors: Sequence[Any], given: dict[str, Any]) -> No
             "ck.ConflictProcessor"
         )
     # By name: importing the class here would make the two forms import each other's room.
-    if any(type(processor).__name__ == "ConflictProcessor" for processor in processors):
+    kinds = {kind.__name__ for processor in processors for kind in type(processor).__mro__}
+    if "ConflictProcessor" in kinds:
         raise UnsupportedError("ck.decode and ck.ConflictProcessor are two ways: use one of them")
     unknown = [name for name, value in given.items() if name not in _PREPARED and value is not None]
     if unknown:

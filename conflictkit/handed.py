@@ -57,8 +57,8 @@ def rows_of(model: Any, ids: Ids | None, what: str = "memory_ids") -> list[list[
         if "input_ids" not in ids:
             raise InvalidParameterError(f"{what} has no input_ids: pass a tokenizer's output")
         ids, mask = ids["input_ids"], ids.get("attention_mask")
-    padded_shape = getattr(ids, "ndim", 0) == 2 and len(ids) > 1
     rows = _lists(ids, what)
+    padded_shape = getattr(ids, "ndim", 0) == 2 and len(rows) > 1
     if mask is None:
         _refuse_padding(model, rows, what, padded_shape)
     else:

@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, Pipeline
 
-from conflictkit import _hf, methods, toolkit
+from conflictkit import _hf, atlas, methods, toolkit
 from conflictkit.answers import Answer
 from conflictkit.errors import InvalidParameterError, UnsupportedError, unknown_name
 from conflictkit.options import OPTIONS
@@ -47,6 +47,9 @@ class ConflictTextGenerationPipeline(Pipeline):
     `batch_size` at a time. `context` and `documents` are two names for a passage or a list of
     passages. `messages` is a conversation of one turn: an optional `system` message, passages as
     `document` messages (unless given beside it), and the question as the one `user` message.
+
+    Without `model=` it is made around Atlas, the small model that comes with the package. A folder
+    that `save_pretrained` wrote holds model and tokenizer, and no code.
 
     Options, here or when the pipeline is made: `method`, its parameters by name, `policy`, and
     those of `conflictkit.toolkit.Model`. `trace` is off unless asked for.
@@ -76,7 +79,8 @@ class ConflictTextGenerationPipeline(Pipeline):
 
     def __call__(self, inputs: Any = None, **options: Any) -> Any:
         """Answer; see the class."""
-        named = {name: options.pop(name) for name in _FIELDS if options.get(name) is not None}
+        fields = {name: options.pop(name, None) for name in _FIELDS}
+        named = {name: value for name, value in fields.items() if value is not None}
         if inputs is None:
             if not named:
                 raise InvalidParameterError("nothing was asked: pass question= or messages=")
@@ -223,4 +227,6 @@ class _Asked:
         return reply | {name: value for name, value in known.items() if value is not None}
 
 
-_hf.register_pipeline(TASK, ConflictTextGenerationPipeline, AutoModelForCausalLM)
+_hf.register_pipeline(
+    TASK, ConflictTextGenerationPipeline, AutoModelForCausalLM, default=str(atlas.path())
+)

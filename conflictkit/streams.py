@@ -27,6 +27,10 @@ class Stream:
         pad_id: id written at padding; masked, so its value never matters.
         use_cache: False re-reads the whole prefix at each step (slow; the plain definition).
 
+    Raises:
+        EmptyInputError: no row, or a row without tokens.
+        UnsupportedError: rows of different lengths for a model that counts padding as positions.
+
     Attributes:
         ids: `[batch, length]` tokens read so far, padding on the left.
         mask: `[batch, length]` 1 at tokens, 0 at padding.
@@ -45,6 +49,11 @@ class Stream:
         if not prompts or any(not row for row in prompts):
             raise EmptyInputError("a stream needs at least one token in every row")
         width = max(len(row) for row in prompts)
+        if min(map(len, prompts)) < width and _hf.misplaces_padded_rows(model):
+            raise UnsupportedError(
+                f"{type(model).__name__} counts padding as positions, so rows of different lengths "
+                "would be misread: ask one question at a time, or only rows of one length"
+            )
         device = model.get_input_embeddings().weight.device
         self.model = model
         self.ids = torch.tensor(

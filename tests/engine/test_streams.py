@@ -6,7 +6,14 @@ import inspect
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
 
 from conflictkit import _hf
 from conflictkit.errors import EmptyInputError, UnsupportedError
@@ -107,6 +114,16 @@ def test_recurrent_layers_move_rows_but_refuse_to_go_back(recurrent):
 
 
 # What `_hf` assumes of transformers
+
+
+def test_rows_that_padding_would_misplace_are_refused():
+    sizes = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "init_std": 0.3}
+    bart = BartForCausalLM(BartConfig(vocab_size=20, decoder_ffn_dim=16, **sizes)).eval()
+    with pytest.raises(UnsupportedError, match="one length"):
+        Stream(bart, [[3, 4, 5], [3, 4]], pad_id=0)
+    logits = Stream(bart, [[3, 4, 5], [6, 7, 8]], pad_id=0).prefill()
+    for row, ids in zip(logits, ([3, 4, 5], [6, 7, 8]), strict=True):
+        torch.testing.assert_close(row, next_logits(bart, ids)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_crop_takes_a_negative_count():

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    BioGptConfig,
+    BioGptForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
     DynamicCache,
     EosTokenCriteria,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     MaxLengthCriteria,
     MaxTimeCriteria,
+    MptConfig,
+    MptForCausalLM,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
 )
 
-from conflictkit import _hf
+from conflictkit import ConflictProcessor, _hf
 from tests import tiny
 
 MODEL = tiny.llama()
@@ -75,12 +87,86 @@ def test_a_callable_gets_what_it_names_expanded_rows_and_no_streamer() -> None:
     class Streamer:
         put = end = print
 
-    found = handed_to_a_callable(extra=3, streamer=Streamer(), num_beams=3, num_return_sequences=2)
+    found = handed_to_a_callable(
+        extra=3, streamer=Streamer(), synced_gpus=False, num_beams=3, num_return_sequences=2
+    )
     assert found["extra"] == 3
-    assert "streamer" not in found
+    assert found.keys() & {"streamer", "synced_gpus"} == set()
     assert torch.equal(found["input_ids"], ECHO.repeat(3, 1))
     assert found["generation_config"].max_length == ECHO.shape[1] + 4
     assert _hf.cached_length(found["past_key_values"]) == 0
+
+
+def test_the_road_to_continuous_batching_drops_processors_and_callables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which is why no error of ours can warn of it: the documentation has to."""
+
+    class Taken(Exception):
+        pass
+
+    handed: dict[str, Any] = {}
+
+    def batching(_self: Any, **given: Any) -> None:
+        handed.update(given)
+        raise Taken
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was called")
+
+    monkeypatch.setattr(type(MODEL), "generate_batch", batching)
+    given: dict[str, Any] = {"logits_processor": [unreachable], "custom_generate": unreachable}
+    with pytest.raises(Taken):
+        MODEL.generate(ECHO, cache_implementation="paged", max_new_tokens=2, **given)
+    assert handed.keys() & given.keys() == set()
+    source = inspect.getsource(GenerationMixin.generate_batch)
+    assert "logits_processor" not in source
+    # In a generation config it takes no such road, and is seen.
+    config = GenerationConfig(cache_implementation="paged", num_beams=1)
+    assert _hf.refused_options(config) == ["cache_implementation"]
+
+
+def test_a_row_behind_padding_is_read_as_if_alone_or_known_not_to_be() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 40, "pad_token_id": 2}
+    heads: dict[str, Any] = {"decoder_layers": 1, "decoder_attention_heads": 2}
+    decoder: dict[str, Any] = {"d_model": 16, "decoder_ffn_dim": 16, "init_std": 0.3, **heads}
+    small: dict[str, Any] = {"hidden_size": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
+    plain: dict[str, Any] = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "initializer_range": 0.3,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    models = [
+        BartForCausalLM(BartConfig(**sizes, **decoder)),
+        BloomForCausalLM(BloomConfig(**sizes, **small)),
+        MptForCausalLM(MptConfig(vocab_size=40, d_model=16, n_heads=2, n_layers=1)),
+        BioGptForCausalLM(BioGptConfig(**sizes, **plain)),
+        tiny.gpt2(),
+    ]
+    ids = torch.tensor([[2, 2, 2, 5, 6, 7]])
+    mask = (ids != 2).long()
+    found = []
+    for model in models:
+        read = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+        padded = _hf.tail_logits(model.eval(), ids, **read)
+        rest = {name: values[:, 3:] for name, values in read.items()}
+        alone = _hf.tail_logits(model, ids[:, 3:], **rest)
+        found.append(not torch.allclose(padded, alone, atol=1e-4))
+    assert found == [_hf.misplaces_padded_rows(model) for model in models]
+    assert found == [True, False, False, False, False]
+
+
+def test_attentions_are_handed_out_by_eager_attention_alone() -> None:
+    mode: dict[str, Any] = {"output_attentions": True, "return_dict_in_generate": True}
+    model = copy.deepcopy(MODEL)
+    made = {}
+    for kind in ("sdpa", "eager"):
+        model.set_attn_implementation(kind)
+        processor = ConflictProcessor(model, [0, 6])
+        out = model.generate(ECHO, logits_processor=[processor], max_new_tokens=2, **mode)
+        made[kind] = [layer for step in out.attentions for layer in step if layer is not None]
+    assert made["sdpa"] == []
+    assert len(made["eager"]) == 2 * model.config.num_hidden_layers
 
 
 def test_warpers_and_what_follows_them_stand_last() -> None:

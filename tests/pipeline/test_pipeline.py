@@ -132,6 +132,29 @@ def test_options_given_when_it_is_made_hold_until_others_are_given(
     assert made(**ASKED) == pipe(**ASKED, method="memory")
 
 
+def test_what_is_none_was_not_given(pipe: Any, model: Any) -> None:
+    (one,) = pipe(question="Who?", context=None, documents=None, messages=None)
+    assert one["generated_text"] == model.ask("Who?", max_new_tokens=4).text
+    assert pipe(inputs=ASKED, context=None) == pipe(ASKED)
+
+
+def test_a_saved_pipeline_is_loaded_without_running_code(
+    pipe: Any, network: Any, tmp_path: Any
+) -> None:
+    pipe.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+    assert "custom_pipelines" not in (tmp_path / "config.json").read_text()
+    again = pipeline(conflictkit.pipeline.TASK, model=str(tmp_path), device="cpu", max_new_tokens=4)
+    assert again(ASKED) == pipe(ASKED)
+    assert not hasattr(network.config, "custom_pipelines")
+
+
+def test_without_a_model_it_is_made_around_atlas() -> None:
+    made = pipeline(conflictkit.pipeline.TASK, device="cpu")
+    answer = ck.load("atlas").ask("Who?", "It was Ann.", max_new_tokens=3)
+    assert made(ASKED, max_new_tokens=3)[0]["generated_text"] == answer.text
+
+
 USER = {"role": "user", "content": "Who?"}
 
 

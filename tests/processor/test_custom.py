@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StoppingCriteria
 
 import conflictkit as ck
@@ -176,6 +182,22 @@ def test_a_token_streamer_hears_the_end_after_an_error() -> None:
     assert heard.ended == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"method": "adacat"}, "adacad"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
+        ({"memory_ids": [99]}, "40 tokens"),
+        ({"num_beams": 2}, "no beams"),
+    ],
+)
+def test_a_token_streamer_hears_the_end_after_a_refusal(given: dict[str, Any], says: str) -> None:
+    heard = Heard()
+    with pytest.raises(ConflictKitError, match=says):
+        decode(rows=ECHO, token_streamer=heard, **given)
+    assert (heard.ids, heard.ended) == ([], 1)
+
+
 class After(StoppingCriteria):
     """Ends a row behind a token; sees whole rows, prompt included."""
 
@@ -201,6 +223,10 @@ def test_a_time_limit_ends_every_answer() -> None:
     assert decode(stopping_criteria=[MaxTimeCriteria(0.0)]).shape[1] == WIDTH + 1
 
 
+class Derived(ck.ConflictProcessor):
+    """A processor of the user's own."""
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "early_stopping": {"num_beams": 2, "early_stopping": True},
     "do_sample with num_beams": {"num_beams": 2, "do_sample": True},
@@ -210,8 +236,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "output_hidden_states": {"output_hidden_states": True, "return_dict_in_generate": True},
     "cache_implementation": {"cache_implementation": "static"},
     "use one of them": {"logits_processor": [ck.ConflictProcessor(MODEL, memory(), "cad")]},
+    "ConflictProcessor are two": {"logits_processor": [Derived(MODEL, memory(), "cad")]},
     "position_ids": {"position_ids": torch.arange(WIDTH).repeat(2, 1) + 7},
-    "token_streamer": {"token_streamer": Heard()},
+    "token_streamer shows": {"token_streamer": Heard()},
+    "token_streamer has": {"token_streamer": print},
+    "inputs_embeds": {"rows": ECHO, "inputs_embeds": torch.rand(1, 11, 32)},
     "2 entries in method": {"method": ["cad", "cad"], "rows": ECHO},
     "1 rows of memory_ids": {"memory_ids": memory()[:1]},
     "token ids": {"start_after": "</think>"},
@@ -243,6 +272,18 @@ def test_caches_and_padding_that_are_refused() -> None:
         MODEL.generate(ids, attention_mask=mask, **rest)
     with pytest.raises(ContextTooLongError, match="memory stream"):
         decode(model=tiny.gpt2(), rows=ECHO, memory_ids=[5] * 126)
+
+
+def test_models_and_inputs_that_cannot_work_are_refused() -> None:
+    sizes: dict[str, Any] = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
+    pair = T5ForConditionalGeneration(
+        T5Config(vocab_size=20, decoder_start_token_id=0, **sizes)
+    ).eval()
+    rest: dict[str, Any] = {"custom_generate": ck.decode, "memory_ids": [5], "max_new_tokens": 2}
+    with pytest.raises(UnsupportedError, match="encoder-decoder"):
+        pair.generate(torch.tensor([[3, 4]]), **rest)
+    with pytest.raises(ConflictKitError, match="inputs_embeds|input_ids needs"):
+        MODEL.generate(inputs_embeds=torch.rand(1, 3, 32), **rest)
 
 
 # Options of generate() that are honoured by what it prepares for us (processors, criteria, lengths)
