@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,46 @@ def fingerprint(model: Any) -> str:
         sample = flat[places.to(flat.device)].float().bfloat16().float()
         digest.update(sample.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+_PROBE = "The Quick  brown fox's 1,234.5 €\n\tnaïve ÜBER 東京 🙂 x = f(y);"
+# Letters, digits, spaces and bytes of every kind, for how a tokenizer splits and joins them.
+_NO_NUMBER = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+# Entries of a configuration that change with how a model was loaded, and no logit.
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """64 hexadecimal digits that tell one tokenizer from another that reads texts differently.
+
+    SHA-256 over its vocabulary, its chat template, and what it makes of a text of many kinds of
+    characters, there and back.
+    """
+    ids = [tokenizer(_PROBE, add_special_tokens=add)["input_ids"] for add in (True, False)]
+    said = [tokenizer.decode(ids[0], skip_special_tokens=skip) for skip in (True, False)]
+    template = getattr(tokenizer, "chat_template", None)
+    return _hashed([sorted(tokenizer.get_vocab().items()), template, ids, said])
+
+
+def config_fingerprint(model: Any) -> str:
+    """64 hexadecimal digits that tell one model's configuration from another's.
+
+    SHA-256 over what weights do not tell: positions, scales, activations. The dtype, and how the
+    model was loaded, are left out.
+    """
+    return _hashed(_said(_hf.unwrapped(model).config.to_dict()))
+
+
+def _said(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    kept = {str(name): value for name, value in entry.items()}
+    return {
+        name: _said(value)
+        for name, value in kept.items()
+        if name not in _NO_NUMBER and not name.startswith("_")
+    }
+
+
+def _hashed(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -71,6 +71,7 @@ class Ledger:
     Attributes:
         mark: what is finished.
         resumed: rows that were finished by an earlier run.
+        complete: whether an earlier run put the output in its place.
 
     Raises:
         OutputError: a finished file is there, another run is writing, or nothing can be written.
@@ -88,6 +89,7 @@ class Ledger:
         self._source, self._settings, self._overwrite = source, settings, overwrite
         self.mark = Mark()
         self.resumed = 0
+        self.complete = False
         self._files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> Ledger:
@@ -143,6 +145,7 @@ class Ledger:
             digest=self._digest.hexdigest(),
             out=was.out + len(records),
             errors=was.errors + len(errors),
+            ended=False,
             **{name: getattr(was, name) + value for name, value in counts.items()},
         )
         for name, data in (("partial", records), ("errors", errors)):
@@ -223,7 +226,7 @@ class Ledger:
             if mark.offset > self._source.total or self._digest.hexdigest() != mark.digest:
                 differ = [f"the rows of '{self._source.name}' that were read"]
         if not differ:
-            differ = self._shortened(mark)
+            differ = self._shortened(mark) or self._lengthened(mark)
         if differ and not self._overwrite:
             raise ResumeError(
                 f"'{self.out}' was begun by a run that differs: {'; '.join(differ)}. Run it as it "
@@ -233,7 +236,7 @@ class Ledger:
 
     def _shortened(self, mark: Mark) -> list[str]:
         """Files that somebody else has cut or taken away since."""
-        if mark.ended and self.out.exists() and not self.partial.exists():
+        if self._finished(mark):
             return []  # everything is where it belongs, but for the journal
         aside = self._errors_partial if self._errors_partial.exists() else self.errors
         sizes = {self.partial: mark.out, aside: mark.errors}
@@ -243,9 +246,23 @@ class Ledger:
             if size > (path.stat().st_size if path.exists() else 0)
         ]
 
+    def _lengthened(self, mark: Mark) -> list[str]:
+        """What was added to the input since, where it can no longer be scored."""
+        place = Place(mark.line, mark.offset)
+        if self._source.grew(place):
+            return [f"line {place.line} of '{self._source.name}' has become longer"]
+        if self._finished(mark) and next(iter(self._source.rows(place)), None) is not None:
+            return [f"rows were added to '{self._source.name}' after the last was scored"]
+        return []
+
+    def _finished(self, mark: Mark) -> bool:
+        """Whether only the journal was left to be taken away."""
+        return mark.ended and self.out.exists() and not self.partial.exists()
+
     def _go_on(self, mark: Mark) -> None:
         self.mark, self.resumed = mark, mark.scored + mark.skipped
-        if not self.partial.exists():  # finished, but for the journal
+        self.complete = self._finished(mark)
+        if self.complete:
             return
         with writing(self.partial):
             if not self._errors_partial.exists() and self.errors.exists():

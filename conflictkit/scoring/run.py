@@ -21,6 +21,7 @@ from conflictkit.errors import (
     LogitsError,
     OutputError,
 )
+from conflictkit.models import config_fingerprint, tokenizer_fingerprint
 from conflictkit.scoring.disk import json_line
 from conflictkit.scoring.ledger import Ledger, refuse_finished, unfinished
 from conflictkit.scoring.reading import Place, open_source
@@ -169,7 +170,7 @@ def score_file(
 
         part: list[Item] = []
         tell()
-        items = iter(()) if ledger.mark.ended else rows.rows(ledger.place)
+        items = iter(()) if ledger.complete else rows.rows(ledger.place)
         while part := run.read(items, window):
             run.finish(part, ledger, rows.name, partial(tell, until=part[-1][1].offset))
         if not ledger.mark.scored + ledger.mark.skipped:
@@ -333,6 +334,10 @@ def _settings(
         "version": __version__,
         "model": scorer.model.fingerprint,
         "dtype": str(scorer.model.model.dtype),
+        "config": config_fingerprint(scorer.model.model),
+        "tokenizer": tokenizer_fingerprint(scorer.model.tokenizer),
+        "window": scorer.model.window,
+        "ends": scorer.model._end_ids,
         "method": scorer.policy.to_dict(),
         "decoding": asdict(scorer.decoding),
         "wording": {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 import conflictkit as ck
@@ -54,6 +57,26 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def write(jsonl: Callable[..., Path]) -> Callable[..., Path]:
+    """Write rows to a file of the kind that its name tells."""
+
+    def call(rows: Sequence[dict[str, Any]], name: str) -> Path:
+        if name.endswith(".jsonl"):
+            return jsonl(rows, name)
+        path = jsonl([], name)
+        if name.endswith(".parquet"):
+            parquet.write_table(pa.Table.from_pylist(list(rows)), path)
+            return path
+        with path.open("w", newline="", encoding="utf-8") as file:
+            sheet = csv.DictWriter(file, ["id", "question", "context", "answer"])
+            sheet.writeheader()
+            sheet.writerows(rows)
+        return path
+
+    return call
 
 
 def records(path: Path) -> list[dict[str, Any]]:

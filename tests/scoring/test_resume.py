@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 import conflictkit as ck
-from conflictkit.errors import OutputError, ResumeError
+from conflictkit.errors import OutputError, ResumeError, RowError
 from conflictkit.scoring import Scorer, score_file
 from conflictkit.scoring.ledger import Ledger
 from conflictkit.scoring.reading import open_source
@@ -228,6 +230,109 @@ def test_files_that_somebody_shortened_are_not_believed(
     part.unlink()
     with pytest.raises(ResumeError, match="the length of"):
         score_file(model, source, out, on_error="skip", **FAST)
+
+
+def stop_at(call: str, model: Any, source: Path, out: Path, **options: Any) -> None:
+    """A run that ends before its first such call of `os` for the output, or `Path` for the journal.
+
+    `replace`: the input was read to its end, and the output is not in its place; `unlink`: it is.
+    """
+    place = os if call == "replace" else Path
+    kept = getattr(place, call)
+
+    def limited(*given: Any, **more: Any) -> Any:
+        if str(given[-1]) in (str(out), f"{out}.journal"):
+            raise Crash
+        return kept(*given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, call, limited)
+        with pytest.raises(Crash):
+            score_file(model, source, out, **{**FAST, **options})
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_rows_that_are_added_at_the_last_moment_are_scored(
+    model: Any, write: Write, rows: list[Any], tmp_path: Path, ending: str
+) -> None:
+    out, name = tmp_path / "s.jsonl", f"rows.{ending}"
+    given = [row for row in rows if "answer" in row and isinstance(row["context"], str)]
+    assert len(given) > 5
+    stop_at("replace", model, write(given[:3], name), out)
+    source = write(given[:5], name)
+    stop_at("replace", model, source, out)
+    summary = score_file(model, source, out, **FAST)
+    assert (summary.resumed, summary.rows) == (5, 5)
+    whole = tmp_path / "whole.jsonl"
+    score_file(model, source, whole, **FAST)
+    assert out.read_bytes() == whole.read_bytes()
+    # Once the output is in its place, rows cannot be added to it.
+    stop_at("unlink", model, source, out, overwrite=True)
+    assert out.exists()
+    source = write(given[:6], name)
+    with pytest.raises(ResumeError, match="rows were added to .*--overwrite"):
+        score_file(model, source, out, **FAST)
+    assert score_file(model, source, out, overwrite=True, **FAST).rows == 6
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_last_row_that_grew_is_not_believed(
+    model: Any, write: Write, rows: list[Any], tmp_path: Path, ending: str
+) -> None:
+    out, given = tmp_path / "s.jsonl", [row for row in rows if isinstance(row["context"], str)]
+    source = write(given, f"rows.{ending}")
+    source.write_bytes(source.read_bytes().rstrip(b"\r\n"))
+    stop_at("replace", model, source, out)
+    source.write_bytes(source.read_bytes() + b" more\n")
+    with pytest.raises(ResumeError, match=f"line {len(given) + (ending == 'csv')} .*longer"):
+        score_file(model, source, out, **FAST)
+
+
+def test_a_row_of_a_table_may_be_mended(
+    model: Any, write: Write, rows: list[Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "s.jsonl"
+    given = [{**row, "context": [row["id"]]} for row in rows]
+    broken = [*given[:8], {**given[8], "context": None}, *given[9:]]
+    with pytest.raises(RowError, match="line 9"):
+        score_file(model, write(broken, "rows.parquet"), out, **FAST)
+    summary = score_file(model, write(given, "rows.parquet"), out, **FAST)
+    assert (summary.resumed, summary.rows) == (8, 13)
+    with pytest.raises(RowError, match="line 9"):
+        score_file(model, write(broken, "rows.parquet"), out, overwrite=True, **FAST)
+    given[7] = {**given[7], "context": ["other"]}
+    with pytest.raises(ResumeError, match="the rows of"):
+        score_file(model, write(given, "rows.parquet"), out, **FAST)
+
+
+def test_a_run_goes_on_only_with_a_model_that_reads_as_it_did(
+    model: Any, jsonl: Write, rows: list[Any], tmp_path: Path
+) -> None:
+    source, out = jsonl(rows), tmp_path / "s.jsonl"
+
+    def refused(net: Any, tokenizer: Any) -> str:
+        with pytest.raises(ResumeError, match="--overwrite") as caught:
+            score_file(ck.load(net, tokenizer=tokenizer), source, out, **FAST)
+        return str(caught.value)
+
+    begin(model, source, out, windows=2)
+    chatty, lower, spelled = byte_tokenizer(chat=True), byte_tokenizer(), byte_tokenizer()
+    assert "tokenizer was" in refused(model.model, chatty)
+    lower.backend_tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    assert "tokenizer was" in refused(model.model, lower)
+    spelled.add_tokens(["because"])
+    assert "tokenizer was" in refused(model.model, spelled)
+    stretched = copy.deepcopy(model.model)
+    stretched.config.rope_parameters = {**stretched.config.rope_parameters, "rope_theta": 777.0}
+    assert "config was" in refused(stretched, byte_tokenizer())
+    ends = copy.deepcopy(model.model)
+    ends.generation_config.eos_token_id = [1, 70]
+    assert "ends was" in refused(ends, byte_tokenizer())
+    # Read from a folder, it is the same model.
+    model.model.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    again = ck.load(str(tmp_path / "model"))
+    assert score_file(again, source, out, **FAST).resumed == 6
 
 
 def test_one_run_at_a_time(model: Any, jsonl: Write, rows: list[Any], tmp_path: Path) -> None:
