@@ -62,6 +62,7 @@ def test_folds_keep_subjects_together_and_leave_both_classes() -> None:
         known = groups < 40
         where = folds(groups, right, known, seed)
         assert set(where) == set(range(FOLDS))
+        assert set(where[right]) == set(range(FOLDS))  # one of the five in each
         for group in set(groups):
             assert len(set(where[groups == group])) == 1
         for fold in range(FOLDS):
