@@ -59,6 +59,7 @@ def test_folds_keep_subjects_together_and_leave_both_classes() -> None:
         # Five subjects of the rarer class, and many of neither.
         groups = rng.integers(0, 60, 300)
         right = (groups < FOLDS) & (rng.random(300) < 0.5)
+        right[[np.flatnonzero(groups == group)[0] for group in range(FOLDS)]] = True
         known = groups < 40
         where = folds(groups, right, known, seed)
         assert set(where) == set(range(FOLDS))
