@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from transformers import pipeline
 
 import conflictkit as ck
+import conflictkit.pipeline
+from conflictkit import prefixes
 from tests.contract import zoo
 from tests.contract.test_matrix import (
     CONTEXTS,
@@ -20,6 +24,7 @@ from tests.contract.test_matrix import (
     loaded,
     memory_of,
 )
+from tests.tiny import byte_tokenizer
 
 POLICIES = [
     ck.Policy.of("plain"),
@@ -43,7 +48,24 @@ def by_processor(policy: Any) -> list[list[int]]:
     return answers_of("llama", generated("llama", logits_processor=[processor], max_new_tokens=10))
 
 
-@pytest.mark.parametrize("run", [by_engine, by_processor], ids=["engine", "processor"])
+def by_decode(policy: Any) -> list[list[int]]:
+    mine = {"custom_generate": ck.decode, "memory_ids": memory_of("llama"), "policy": policy}
+    return answers_of("llama", generated("llama", max_new_tokens=10, **mine))
+
+
+@cache
+def shared_pipe() -> Any:
+    task: Any = conflictkit.pipeline.TASK
+    return pipeline(task, model=zoo.model("llama"), tokenizer=byte_tokenizer(), device="cpu")
+
+
+def by_pipeline(policy: Any) -> list[list[int]]:
+    asked = [{"question": q, "context": c} for q, c in zip(QUESTIONS, CONTEXTS, strict=True)]
+    made = shared_pipe()(asked, policy=policy, max_new_tokens=10, batch_size=3, trace=True)
+    return [[token.id for token in row[0]["trace"].tokens] for row in made]
+
+
+@pytest.mark.parametrize("run", [by_engine, by_processor, by_decode, by_pipeline])
 def test_eight_threads_with_eight_policies_answer_as_one_after_the_other(run: Any) -> None:
     alone = [run(policy) for policy in POLICIES]
     assert len({str(answers) for answers in alone}) >= 6
@@ -109,4 +131,20 @@ def test_two_hundred_generations_leave_no_tensor_behind(form: str) -> None:
     before = live_tensors()
     for _ in range(200):
         once()
+    assert live_tensors() <= before
+
+
+def test_a_reused_processor_holds_no_more_for_every_new_prompt() -> None:
+    model = zoo.model("llama")
+    reused = ck.ConflictProcessor(model, [[0, 6, 7]], "grd")
+
+    def ask(first: int, second: int) -> None:
+        ids = torch.tensor([[0, 5, 6, first, second]])
+        model.generate(ids, logits_processor=[reused], max_new_tokens=2, pad_token_id=2)
+
+    for number in range(prefixes._MOST_GENERATIONS):
+        ask(9, 20 + number)
+    before = live_tensors()
+    for number in range(60):
+        ask(10, 20 + number)
     assert live_tensors() <= before

@@ -86,7 +86,7 @@ def answers_of(name: str, sequences: torch.Tensor, repeats: int = 1) -> list[lis
     return [row[: row.index(1) + 1] if 1 in row else row for row in rows[::repeats]]
 
 
-def in_form(form: str, name: str, method: str, **options: Any) -> list[Any]:
+def in_form(form: str, name: str, method: Any, **options: Any) -> list[Any]:
     """The answers' token ids, end token included; the pipeline's texts."""
     if form == "engine":
         made = loaded(name).ask_batch(QUESTIONS, CONTEXTS, method, max_new_tokens=N, **options)

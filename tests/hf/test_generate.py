@@ -145,11 +145,12 @@ def test_a_row_behind_padding_is_read_as_if_alone_or_known_not_to_be() -> None:
     ]
     ids = torch.tensor([[2, 2, 2, 5, 6, 7]])
     mask = (ids != 2).long()
+    places = (mask.cumsum(-1) - 1).clamp_min(0)
     found = []
     for model in models:
-        read = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+        read: dict[str, Any] = {"attention_mask": mask, "position_ids": places}
         padded = _hf.tail_logits(model.eval(), ids, **read)
-        rest = {name: values[:, 3:] for name, values in read.items()}
+        rest: dict[str, Any] = {name: values[:, 3:] for name, values in read.items()}
         alone = _hf.tail_logits(model, ids[:, 3:], **rest)
         found.append(not torch.allclose(padded, alone, atol=1e-4))
     assert found == [_hf.misplaces_padded_rows(model) for model in models]

@@ -276,9 +276,8 @@ def test_caches_and_padding_that_are_refused() -> None:
 
 def test_models_and_inputs_that_cannot_work_are_refused() -> None:
     sizes: dict[str, Any] = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
-    pair = T5ForConditionalGeneration(
-        T5Config(vocab_size=20, decoder_start_token_id=0, **sizes)
-    ).eval()
+    sizes |= {"vocab_size": 20, "decoder_start_token_id": 0}
+    pair: Any = T5ForConditionalGeneration(T5Config(**sizes)).eval()
     rest: dict[str, Any] = {"custom_generate": ck.decode, "memory_ids": [5], "max_new_tokens": 2}
     with pytest.raises(UnsupportedError, match="encoder-decoder"):
         pair.generate(torch.tensor([[3, 4]]), **rest)

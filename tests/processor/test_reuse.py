@@ -66,6 +66,17 @@ def test_a_draft_taken_back_is_none(seed: int) -> None:
         )
 
 
+def test_drafts_that_are_drawn_need_to_be_told_where_the_answer_begins() -> None:
+    echo = [0, 5, 6, 7, 9, 5, 6, 7, 9, 5, 6]
+    mode: dict[str, Any] = {"do_sample": True, "temperature": 3.0, "prompt_lookup_num_tokens": 3}
+    told = ck.ConflictProcessor(MODEL, MEMORY, "cad", prompt_length=len(echo))
+    torch.manual_seed(0)
+    assert 1 <= len(written(told, echo, n=10, **mode)[0]) <= 10
+    torch.manual_seed(0)
+    with pytest.raises(PrefixError, match="draft that was drawn.*prompt_length="):
+        written(ck.ConflictProcessor(MODEL, MEMORY, "cad"), echo, n=10, **mode)
+
+
 def test_one_prompt_with_two_memories_is_refused() -> None:
     two = ck.ConflictProcessor(MODEL, [MEMORY, [0, 30, 31, 32]])
     modes: list[dict[str, Any]] = [
