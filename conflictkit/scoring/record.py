@@ -47,6 +47,8 @@ class Score:
         names: the scores taken.
         tokens: the answer token by token.
         gate: what decides whether the answer is flagged; None: nothing does.
+        start: how many of the first tokens stand before control starts (`start_after`), its marker
+            included; the gate is not asked at them.
     """
 
     question: str
@@ -58,15 +60,21 @@ class Score:
     names: tuple[str, ...]
     tokens: tuple[ScoredToken, ...]
     gate: Gate | None = None
+    start: int = 0
 
     @property
     def flag(self) -> bool | None:
-        """Whether the gate opens at some token (at the first, if it is asked at the prompt); None
-        without a gate or without a token."""
+        """Whether the gate opens at some token under control (at the first of them, if it is asked
+        at the prompt); None without a gate or without a token.
+
+        False where control never starts. Calibration looks at the same tokens.
+        """
         if self.gate is None or not self.tokens:
             return None
         name = self.gate.detector.replace("-", "_")
-        asked = self.tokens[:1] if self.gate.at == "prompt" else self.tokens
+        asked = self.tokens[self.start :]
+        if self.gate.at == "prompt":
+            asked = asked[:1]
         return any(self.gate.fires(token.scores[name]) for token in asked)
 
     @property

@@ -155,7 +155,7 @@ def score_file(
     rows = open_source(source, fields)
     scorer = Scorer(model, method, **options)
     settings = _settings(scorer, fields, target, tokens=tokens, generate=generate)
-    run = _Run(scorer, generate, tokens, batch_size, batch_tokens, on_error == "skip")
+    run = _Run(scorer, fields, generate, tokens, batch_size, batch_tokens, on_error == "skip")
     began = time.monotonic()
     with Ledger(target, rows, settings, overwrite=overwrite) as ledger:
 
@@ -235,6 +235,7 @@ class _Run:
     """How the rows of a window are read, scored and written."""
 
     scorer: Scorer
+    fields: Fields
     generate: bool
     tokens: bool
     batch_size: int
@@ -322,7 +323,9 @@ class _Run:
 
     def _bad(self, row: Row, error: ConflictKitError) -> BadRow:
         raw = json.dumps({**asdict(row), "line": None}, ensure_ascii=False)[:_RAW]
-        field = "context" if isinstance(error, ContextTooLongError | BoundaryError) else None
+        part = self.scorer.at_fault(self._asked(row), error)
+        names = self.fields.names
+        field = names[("question", "context", "answer").index(part)] if part else None
         return BadRow(row.line or 0, field, str(error), raw)
 
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from conflictkit import detectors, engine
 from conflictkit.answers import before_stop
-from conflictkit.errors import ContextTooLongError, EmptyInputError, InvalidParameterError
+from conflictkit.errors import (
+    BoundaryError,
+    ConflictKitError,
+    ContextTooLongError,
+    EmptyInputError,
+    InvalidParameterError,
+)
 from conflictkit.options import TRACED, Contexts, passages_of
 from conflictkit.prompts import Prompt, answer_ids
 from conflictkit.scoring.forced import Reading, read
@@ -123,16 +129,46 @@ class Scorer:
         """
         if not row.contexts:
             raise EmptyInputError("without a context there is nothing to compare: pass one")
-        wording, answer = dict(self.wording), None
-        if row.answer is not None:
-            form = {name: wording[name] for name in ("chat", "template")}
-            answer = answer_ids(self.model.tokenizer, row.question, row.answer, **form)
+        wording, answer = dict(self.wording), self._answer(row)
+        if answer is not None:
             if self.model.window is not None and len(answer) >= self.model.window:
                 raise ContextTooLongError(
                     f"the answer alone has {len(answer)} tokens, the window {self.model.window}"
                 )
             wording["max_new_tokens"] = len(answer)
         return Ready(row, self.model.prompts(row.question, row.contexts, **wording), answer)
+
+    def at_fault(self, row: Row, error: ConflictKitError) -> str | None:
+        """Which part of a row `prepare` refused by `error`: `question`, `context` or `answer`; None
+        if that cannot be told."""
+        if not isinstance(error, ContextTooLongError | BoundaryError):
+            return None
+        try:
+            answer = self._answer(row) or ()
+        except BoundaryError:
+            return "answer"
+        if isinstance(error, BoundaryError) or self._fits_without_context(row, len(answer)):
+            return "context"
+        asked = self.model.tokenizer(row.question, add_special_tokens=False)["input_ids"]
+        return "answer" if len(answer) > len(asked) else "question"
+
+    def _fits_without_context(self, row: Row, answer: int) -> bool:
+        """False also where all of the context may be cut away, and that was not enough."""
+        room = self.wording["max_new_tokens"] if row.answer is None else answer
+        if self.wording["truncate"] or (self.model.window or room + 1) <= room:
+            return False
+        try:
+            self.model.prompts(row.question, **{**self.wording, "max_new_tokens": room})
+        except ContextTooLongError:
+            return False
+        return True
+
+    def _answer(self, row: Row) -> tuple[int, ...] | None:
+        """Ids of the given answer."""
+        if row.answer is None:
+            return None
+        form = {name: self.wording[name] for name in ("chat", "template")}
+        return answer_ids(self.model.tokenizer, row.question, row.answer, **form)
 
     def score(self, rows: Iterable[Row | Ready]) -> list[Score]:
         """Score some rows in one batch; rows do not touch each other.
@@ -234,6 +270,7 @@ class Scorer:
             names=self.names,
             tokens=tokens,
             gate=self.gate,
+            start=self.policy.controller.uncontrolled(said.ids),
         )
 
 

@@ -19,7 +19,7 @@ from conflictkit.errors import (
     OutputError,
     RowError,
 )
-from conflictkit.scoring import Progress, Row, Scorer, run, score_file
+from conflictkit.scoring import Fields, Progress, Row, Scorer, run, score_file
 from conflictkit.scoring.ledger import Ledger
 from conflictkit.scoring.run import output
 from tests.scoring.conftest import records
@@ -102,6 +102,33 @@ def test_a_bad_row_stops_the_run_and_those_before_it_are_kept(
     summary = score_file(model, mended, out, window=4, **FAST)
     assert (summary.resumed, summary.rows) == (6, 14)
     assert [record["id"] for record in records(out)][5:8] == ["r5", "mended", "r6"]
+
+
+@pytest.mark.parametrize(
+    ("question", "context", "answer", "field", "options"),
+    [
+        ("q", "x" * 400, "a", "passage", {}),
+        ("q", "x" * 400, None, "passage", {}),
+        ("q" * 400, "x", None, "asked", {}),
+        ("q" * 400, "x" * 400, "a", "asked", {}),
+        ("q" * 400, "x", "a" * 300, "asked", {}),
+        ("q" * 300, "x", "a" * 400, "gold", {}),
+        ("q", "x", "a" * 300, "gold", {}),
+        ("q" * 100, "x", "a" * 200, "gold", {}),
+        ("q" * 200, "x", "a" * 100, "asked", {}),
+        ("q" * 100, "x" * 100, "a" * 90, "passage", {}),
+        ("q" * 300, "x" * 300, "a", "asked", {"truncate": True}),
+        ("q", "x" * 300, "a" * 300, "passage", {"generate": True}),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    model: Any, jsonl: Write, tmp_path: Path, question: str, context: str, answer: Any,
+    field: str, options: dict[str, Any],
+) -> None:  # fmt: skip
+    source = jsonl([{"asked": question, "passage": context, "gold": answer}])
+    fields = Fields(question="asked", context="passage", answer="gold")
+    with pytest.raises(RowError, match=f"line 1, field '{field}': .*(window|nothing of)"):
+        score_file(model, source, tmp_path / "s.jsonl", fields=fields, **FAST, **options)
 
 
 def test_bad_rows_are_set_aside(model: Any, jsonl: Write, rows: list[Any], tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from conflictkit.errors import (
 from conflictkit.prompts import Prompt, PromptTemplate, answer_ids
 from conflictkit.scoring import Row, Scorer
 from conflictkit.scoring.scorer import Ready, batches
+from conflictkit.types import Case
 from tests.tiny import CHAT, byte_tokenizer
 
 QUESTION, CONTEXT = "Which colour?", "It is a green one."
+MARKER = (92, 30)  # x:
 ROWS = [
     Row(QUESTION, (CONTEXT,), "green"),
     Row("And?", ("x", "Another passage, a longer one this time."), None),
@@ -224,3 +226,48 @@ def test_without_a_gate_nothing_is_flagged_and_a_policy_may_only_flag_a_given_an
     assert model.score(*asked, policy=gated).scores == model.score(*asked).scores
     with pytest.raises(InvalidParameterError, match="the policy has no gate"):
         model.score(*asked, policy=ck.Policy.of("memory"))
+
+
+@pytest.mark.parametrize("when", ["jsd > 0.3", "jsd > 0.3 at prompt"])
+@pytest.mark.parametrize("marker", ["x:", MARKER])
+def test_a_gate_is_asked_only_behind_the_marker(model: Any, when: str, marker: Any) -> None:
+    assert model.tokenizer("x:", add_special_tokens=False)["input_ids"] == list(MARKER)
+    passage, flags = "They said so. For no reason.", []
+    for answer in ("Thus x:no", "x:so x:reason", "x:", "Thus: no marker", "They. x:a"):
+        plain = model.score("Why so?", passage, answer, when=when)
+        score = model.score("Why so?", passage, answer, when=when, start_after=marker)
+        assert score.tokens == plain.tokens
+        behind = len(score.tokens) - len(answer.partition("x:")[2])
+        assert score.start == behind
+        values = [token.scores["jsd"] for token in score.tokens[behind:]]
+        values = values[:1] if "prompt" in when else values
+        assert score.flag is any(value > 0.3 for value in values)
+        assert plain.start == 0
+        flags.append((plain.flag, score.flag))
+    assert (True, False) in flags
+    assert any(flag for _, flag in flags) or "prompt" in when
+
+
+def test_an_answer_is_flagged_where_calibration_counts_an_alarm(model: Any) -> None:
+    known = {"memory_answers": ("x",), "context_answers": ("x",), "gold_answers": ("x",)}
+    named = {"split": "train", "relation": "r", "subject": "s", "context_kind": "bare"}
+    cases = [
+        Case(id=row.question + row.contexts[0], question=row.question, contexts=row.contexts,
+             state="agreement", source="test", **named, **known)
+        for row in ROWS
+    ]  # fmt: skip
+    options: dict[str, Any] = {"max_new_tokens": 20}
+    written = [
+        [token.id for token in model.score(c.question, c.contexts, **options).tokens] for c in cases
+    ]
+    # Most answers write it somewhere in their middle.
+    marker = max(sorted({*written[0]}), key=lambda i: sum(i in ids[1:-1] for ids in written))
+    starts = [ids.index(marker) + 1 if marker in ids else len(ids) for ids in written]
+    tied = {"false_alarm": 0.5, "method": "plain", "start_after": (marker,), **options}
+    policy = model.calibrate(cases, **tied)
+    scores = [model.score(c.question, c.contexts, policy=policy, **options) for c in cases]
+    assert [score.start for score in scores] == starts
+    assert any(starts)
+    flags = [score.flag for score in scores]
+    assert sum(map(bool, flags)) / len(flags) == policy.calibration.false_alarm
+    assert any(flags)
