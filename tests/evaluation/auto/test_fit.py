@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import conflictkit as ck
 from conflictkit.errors import InvalidParameterError, PolicyError, ResumeError, UnknownNameError
 from conflictkit.evaluation import auto
+from conflictkit.evaluation.logistic import Line
 from conflictkit.interventions.contrast.auto import Auto
 from conflictkit.policy import ModelTie, Policy
 from tests.evaluation.auto.made import PLANTED, SIGNALS, WEIGHTS, answered
@@ -54,6 +56,13 @@ def test_what_is_reported_is_what_the_rule_does() -> None:
     right = made.right[np.arange(len(tau)), nearest]
     for state in fitted.cases:
         assert fitted.chosen[state] == pytest.approx(right[made.states == state].mean(), abs=0.03)
+
+
+def test_sharpness_scales_the_shifted_line() -> None:
+    line = Line(0.25, np.arange(7.0), np.ones(7))
+    rule = auto._rule(line, 4.0, -0.5, 1.5)
+    assert (rule.bias, rule.reach) == (-1.0, 1.5)
+    assert [getattr(rule, name) for name in SIGNALS] == [4.0 * n for n in range(7)]
 
 
 def test_agreement_is_kept() -> None:
@@ -120,6 +129,50 @@ def test_what_is_wrong_with_a_request(model: Any, tmp_path: Path) -> None:
         auto.fit(model, some(60), reaches=(1, -1))
     with pytest.raises(UnknownNameError, match="unknown match"):
         auto.fit(model, some(60), match="exakt")
+
+
+def test_doing_nothing_is_always_a_choice(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(auto, "evaluate", lambda *args, **options: None)
+    monkeypatch.setattr(auto, "read", lambda run, match: None)
+    monkeypatch.setattr(auto, "learn", lambda made, tie, **options: seen.update(options))
+    auto.fit(model, some(60), reaches=(1.5, 0.75))
+    assert seen["reaches"] == [0.75, 1.0, 1.5]
+
+
+def test_signals_are_those_of_the_first_disagreement() -> None:
+    def token(differ: float, value: float) -> dict[str, Any]:
+        return {"scores": {"differ": differ, **dict.fromkeys(SIGNALS, value)}}
+
+    told = {
+        "c0": [token(0.0, 1.0), token(1.0, 2.0), token(1.0, 3.0)],
+        "c1": [token(0.0, 1.0), token(0.0, 4.0)],
+        "c2": [],
+    }
+    # In no order, as a run that went on may hold them; only the weight of 1 tells signals.
+    reach = {"b": 3.0, "a": 2.0, "c": 0.0}
+    said = {"a": "no", "b": "red", "c": "blue"}
+    made = auto.read(
+        SimpleNamespace(  # pyright: ignore[reportArgumentType]
+            cases=[case(n, gold_answers=("blue",)) for n in range(3)],
+            info={
+                "methods": list(reach),
+                "policies": {name: {"params": {"reach": value}} for name, value in reach.items()},
+            },
+            results=[
+                SimpleNamespace(
+                    case=id, method=name, answer=said[name],
+                    tokens=tokens if name == "a" else [token(1.0, 9.0)],
+                )
+                for name in reach
+                for id, tokens in told.items()
+            ],
+        )
+    )  # fmt: skip
+    assert made.weights == (0.0, 1.0, 1.5)
+    assert made.right.tolist() == [[True, False, False]] * 3
+    assert made.differ.tolist() == [True, False, False]
+    assert made.signals.tolist() == [[2.0] * 7, [0.0] * 7, [0.0] * 7]
 
 
 def test_a_fit_of_a_model(model: Any, tmp_path: Path) -> None:
