@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import conflictkit as ck
+from conflictkit import atlas, detectors
 from conflictkit.errors import (
     ContextTooLongError,
     EmptyInputError,
@@ -249,11 +250,15 @@ def test_a_gate_is_asked_only_behind_the_marker(model: Any, when: str, marker: A
 
 
 def test_an_answer_is_flagged_where_calibration_counts_an_alarm(model: Any) -> None:
-    known = {"memory_answers": ("x",), "context_answers": ("x",), "gold_answers": ("x",)}
-    named = {"split": "train", "relation": "r", "subject": "s", "context_kind": "bare"}
+    known: dict[str, Any] = {
+        "memory_answers": ("x",),
+        "context_answers": ("x",),
+        "gold_answers": ("x",),
+    }
+    named: dict[str, Any] = {"split": "train", "relation": "r", "subject": "s"}
     cases = [
         Case(id=row.question + row.contexts[0], question=row.question, contexts=row.contexts,
-             state="agreement", source="test", **named, **known)
+             state="agreement", context_kind="bare", source="test", **named, **known)
         for row in ROWS
     ]  # fmt: skip
     options: dict[str, Any] = {"max_new_tokens": 20}
@@ -271,3 +276,20 @@ def test_an_answer_is_flagged_where_calibration_counts_an_alarm(model: Any) -> N
     flags = [score.flag for score in scores]
     assert sum(map(bool, flags)) / len(flags) == policy.calibration.false_alarm
     assert any(flags)
+
+
+def test_neighbours_move_a_number_by_rounding_alone() -> None:
+    """What docs/scoring.md says about it, with some room."""
+    bounded = {"jsd", "total_variation", "context_confidence", "memory_confidence"}
+    scorer = Scorer(ck.load("atlas"), scores=detectors.names())
+    cases = [case for case in atlas.cases() if case.contexts][:12]
+    answers = ("London", "a longer one of many more words than that", "Paris, France")
+    rows = [Row(c.question, c.contexts, answers[n % 3]) for n, c in enumerate(cases)]
+    for row, together in zip(rows, scorer.score(rows), strict=True):
+        (alone,) = scorer.score([row])
+        for one, other in zip(alone.tokens, together.tokens, strict=True):
+            assert one.context_logprob == pytest.approx(other.context_logprob, abs=1e-5)
+            assert one.memory_logprob == pytest.approx(other.memory_logprob, abs=1e-5)
+            for name in {*one.scores} - {"top_disagreement"}:
+                near = 3e-5 if name in bounded else 3e-4
+                assert one.scores[name] == pytest.approx(other.scores[name], abs=near)
