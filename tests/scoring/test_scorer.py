@@ -288,8 +288,8 @@ def test_neighbours_move_a_number_by_rounding_alone() -> None:
     for row, together in zip(rows, scorer.score(rows), strict=True):
         (alone,) = scorer.score([row])
         for one, other in zip(alone.tokens, together.tokens, strict=True):
-            assert one.context_logprob == pytest.approx(other.context_logprob, abs=1e-5)
-            assert one.memory_logprob == pytest.approx(other.memory_logprob, abs=1e-5)
+            assert one.context_logprob == pytest.approx(other.context_logprob, abs=3e-4)
+            assert one.memory_logprob == pytest.approx(other.memory_logprob, abs=3e-4)
             for name in {*one.scores} - {"top_disagreement"}:
                 near = 3e-5 if name in bounded else 3e-4
                 assert one.scores[name] == pytest.approx(other.scores[name], abs=near)
