@@ -259,3 +259,11 @@ def test_asking_leaves_the_model_as_it_was(model):
     assert torch.equal(model.model(ids).logits, before)
     hooks = [module._forward_hooks or module._forward_pre_hooks for module in model.model.modules()]
     assert not any(hooks)
+
+
+@pytest.mark.slow
+def test_ten_megabytes_of_context_are_refused_by_name():
+    context = "The capital of Poland is London. " * 310_000
+    assert len(context) > 10_000_000
+    with pytest.raises(ContextTooLongError, match="the window leaves"):
+        ck.load("atlas").ask("What is the capital of Poland?", context, max_new_tokens=8)
