@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import conflictkit as ck
 from conflictkit.errors import ConflictKitError, OutputError, ResumeError
@@ -123,11 +124,16 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["kills"] >= 3
-    model = ck.load(str(tmp_path / "model"))
-    evaluate(
-        model, str(tmp_path / "cases.jsonl"), "plain,memory,grd,ck-plug?alpha=0:1:0.5",
-        tmp_path / "whole", batch_size=2, max_new_tokens=4,
-    )  # fmt: skip
+    model, threads = ck.load(str(tmp_path / "model")), torch.get_num_threads()
+    # As many as the killed run had: another number rounds otherwise.
+    torch.set_num_threads(1)
+    try:
+        evaluate(
+            model, str(tmp_path / "cases.jsonl"), "plain,memory,grd,ck-plug?alpha=0:1:0.5",
+            tmp_path / "whole", batch_size=2, max_new_tokens=4,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
     assert len(rows(tmp_path / "run")) == 15 * 6
 
