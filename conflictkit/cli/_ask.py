@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from conflictkit.cli import _inputs, _output
+from conflictkit.cli import _inputs, _options, _output
 from conflictkit.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from conflictkit.answers import Answer
 
 _DECODING = "Decoding"
-_MODEL = "Model"
 _OUTPUT = "Output"
 
 
@@ -72,40 +71,12 @@ def ask(
         str | None,
         typer.Option(metavar="FILE", help="Also write what was asked for as a policy."),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="atlas, a Hugging Face id, or a folder.", rich_help_panel=_MODEL
-        ),
-    ] = "atlas",
-    device: Annotated[
-        str | None,
-        typer.Option(help="Where it runs: cpu, cuda, cuda:1, mps.", rich_help_panel=_MODEL),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=_MODEL),
-    ] = None,
-    pad_token: Annotated[
-        str | None,
-        typer.Option(help="For a tokenizer without one.", rich_help_panel=_MODEL),
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Use the chat template or not; by default if there is one.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    truncate: Annotated[
-        bool,
-        typer.Option(
-            "--truncate",
-            help="Cut a context that does not fit the window, instead of an error.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = False,
+    model: _options.Model = "atlas",
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    pad_token: _options.PadToken = None,
+    chat: _options.Chat = None,
+    truncate: _options.Truncate = False,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer.", rich_help_panel=_DECODING)
     ] = None,
@@ -176,7 +147,7 @@ def ask(
         "top_p": top_p,
         "seed": seed,
         "num_beams": num_beams,
-        "stop": [_inputs.sound(text, "--stop") for text in stop or ()] or None,
+        "stop": _inputs.stops(stop),
     }
     answer = _answer(
         question,
@@ -184,7 +155,7 @@ def ask(
         control,
         saved,
         source={"name": model, "device": device, "dtype": dtype, "pad_token": pad_token},
-        options={name: value for name, value in decoding.items() if value is not None}
+        options=_options.given(decoding)
         | {"chat": chat, "truncate": truncate, "trace": not no_trace}
         | {"per_passage": per_passage}
         # The page shows all three answers, even when only one is printed.

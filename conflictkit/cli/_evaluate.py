@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from conflictkit.cli import _output
+from conflictkit.cli import _inputs, _options, _output
+from conflictkit.cli._options import ANSWERS, RUN, option
 from conflictkit.cli._progress import Watch, watching
 from conflictkit.errors import InvalidParameterError
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from conflictkit.evaluation.metrics.summary import Summary
 
 _CASES = "Cases"
-_ANSWERS = "Answers"
-_MODEL = "Model"
-_RUN = "Run"
-_INTERRUPTED = 130
 _SHOWN = {
     "correction": "corr.",
     "resistance": "resist.",
@@ -36,10 +33,6 @@ _SHOWN = {
     "relative_seconds": "relative\nseconds",
 }
 """Metric -> head of its column."""
-
-
-def _option(*names: str, panel: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, **settings)
 
 
 def evaluate(
@@ -60,69 +53,47 @@ def evaluate(
         typer.Option(metavar="FILE", help="A saved policy to evaluate too; repeat for more."),
     ] = None,
     cases: Annotated[
-        str, _option(metavar="SPEC", panel=_CASES, help="atlas, SOURCE:PATH, or a .jsonl of cases.")
+        str,
+        option(metavar="SPEC", panel=_CASES, help="atlas, SOURCE:PATH, or a .jsonl of cases."),
     ] = "atlas",
     split: Annotated[
-        str | None, _option(metavar="NAME", panel=_CASES, help="Only train, validation or test.")
+        str | None,
+        option(metavar="NAME", panel=_CASES, help="Only train, validation or test."),
     ] = None,
     limit: Annotated[
         int | None,
-        _option(min=1, panel=_CASES, help="At most so many, in equal shares from the states."),
+        option(min=1, panel=_CASES, help="At most so many, in equal shares from the states."),
     ] = None,
-    max_new_tokens: Annotated[int | None, _option(panel=_ANSWERS, help="Longest answer.")] = None,
-    stop: Annotated[
-        list[str] | None, _option(metavar="TEXT", panel=_ANSWERS, help="End before this text.")
-    ] = None,
+    max_new_tokens: _options.MaxNewTokens = None,
+    stop: _options.Stop = None,
     temperature: Annotated[
-        float | None, _option(panel=_ANSWERS, help="0 is greedy (default).")
+        float | None, option(panel=ANSWERS, help="0 is greedy (default).")
     ] = None,
-    top_k: Annotated[int | None, _option(panel=_ANSWERS, help="Sample from the best k.")] = None,
-    top_p: Annotated[float | None, _option(panel=_ANSWERS, help="Sample from this mass.")] = None,
+    top_k: Annotated[int | None, option(panel=ANSWERS, help="Sample from the best k.")] = None,
+    top_p: Annotated[float | None, option(panel=ANSWERS, help="Sample from this mass.")] = None,
     seed: Annotated[
-        int, _option(min=0, panel=_ANSWERS, help="Of --limit, of the intervals and of sampling.")
+        int,
+        option(min=0, panel=ANSWERS, help="Of --limit, of the intervals and of sampling."),
     ] = 0,
-    model: Annotated[
-        str, _option(metavar="NAME", panel=_MODEL, help="atlas, a Hugging Face id, or a folder.")
-    ] = "atlas",
-    device: Annotated[str | None, _option(panel=_MODEL, help="cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[
-        str | None, _option(panel=_MODEL, help="float32, bfloat16, float16 or auto.")
-    ] = None,
-    pad_token: Annotated[
-        str | None, _option(panel=_MODEL, help="For a tokenizer without one.")
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        _option(
-            "--chat/--no-chat",
-            panel=_MODEL,
-            help="Use the chat template or not; by default if there is one.",
-        ),
-    ] = None,
-    truncate: Annotated[
-        bool,
-        _option("--truncate", panel=_MODEL, help="Cut contexts that do not fit the window."),
-    ] = False,
-    batch_size: Annotated[int, _option(min=1, panel=_RUN, help="Most cases in a batch.")] = 32,
-    batch_tokens: Annotated[
-        int, _option(min=1, panel=_RUN, help="Most tokens in a batch.")
-    ] = 16384,
+    model: _options.Model = "atlas",
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    pad_token: _options.PadToken = None,
+    chat: _options.Chat = None,
+    truncate: _options.Truncate = False,
+    batch_size: Annotated[int, option(min=1, panel=RUN, help="Most cases in a batch.")] = 32,
+    batch_tokens: Annotated[int, option(min=1, panel=RUN, help="Most tokens in a batch.")] = 16384,
     top: Annotated[
-        int, _option(min=1, panel=_RUN, help="Candidates of each stream to keep per token.")
+        int,
+        option(min=1, panel=RUN, help="Candidates of each stream to keep per token."),
     ] = 3,
-    match: Annotated[
-        str | None,
-        _option(metavar="NAME", panel=_RUN, help="How answers are recognised: exact, ck-plug, ..."),
-    ] = None,
+    match: _options.Match = None,
     overwrite: Annotated[
-        bool, _option("--overwrite", panel=_RUN, help="Replace another run, or a finished one.")
+        bool,
+        option("--overwrite", panel=RUN, help="Replace another run, or a finished one."),
     ] = False,
-    quiet: Annotated[
-        bool, _option("--quiet", "-q", panel=_RUN, help="No progress bar, no table.")
-    ] = False,
-    as_json: Annotated[
-        bool, _option("--json", panel=_RUN, help="Print the summary as JSON.")
-    ] = False,
+    quiet: _options.Quiet = False,
+    as_json: _options.AsJson = False,
 ) -> None:
     """Answer cases under several methods, and compare what comes out.
 
@@ -132,7 +103,7 @@ def evaluate(
         raise InvalidParameterError("name what to evaluate: --methods LIST or --policy FILE")
     options = {
         "max_new_tokens": max_new_tokens,
-        "stop": stop,
+        "stop": _inputs.stops(stop),
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -148,16 +119,11 @@ def evaluate(
         "batch_tokens": batch_tokens,
         "top": top,
         "overwrite": overwrite,
-        **{name: value for name, value in options.items() if value is not None},
+        **_options.given(options),
     }
     source = {"device": device, "dtype": dtype, "pad_token": pad_token}
     with watching("evaluating", "answers", quiet=quiet) as watch:
-        try:
-            run = _run((model, source), cases, methods or (), policy or (), out, settings, watch)
-        except KeyboardInterrupt:
-            watch.close()
-            typer.echo("conflictkit: interrupted: the same command goes on from here", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
+        run = _run((model, source), cases, methods or (), policy or (), out, settings, watch)
     if run.errors:
         _output.note(
             f"{len(run.errors):,} of {len(run.cases):,} cases could not be asked: see "

@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from conflictkit.cli import _output
-from conflictkit.cli._progress import Watch, watching
+from conflictkit.cli import _inputs, _options, _output
+from conflictkit.cli._options import RUN, option
+from conflictkit.cli._progress import GOES_ON, Watch, watching
 from conflictkit.errors import InvalidParameterError, OutputError
 
 if TYPE_CHECKING:
     from conflictkit.evaluation.auto import Fitted
-
-_ANSWERS = "Answers"
-_MODEL = "Model"
-_RUN = "Run"
-_INTERRUPTED = 130
-
-
-def _option(*names: str, panel: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, **settings)
 
 
 def fit_auto(
@@ -49,54 +41,27 @@ def fit_auto(
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many cases, in equal shares from states.")
     ] = None,
-    max_new_tokens: Annotated[int | None, _option(panel=_ANSWERS, help="Longest answer.")] = None,
-    stop: Annotated[
-        list[str] | None, _option(metavar="TEXT", panel=_ANSWERS, help="End before this text.")
-    ] = None,
-    match: Annotated[
-        str | None,
-        _option(
-            metavar="NAME", panel=_ANSWERS, help="How answers are recognised: exact, ck-plug, ..."
-        ),
-    ] = None,
-    model: Annotated[
-        str, _option(metavar="NAME", panel=_MODEL, help="atlas, a Hugging Face id, or a folder.")
-    ] = "atlas",
-    device: Annotated[str | None, _option(panel=_MODEL, help="cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[
-        str | None, _option(panel=_MODEL, help="float32, bfloat16, float16 or auto.")
-    ] = None,
-    pad_token: Annotated[
-        str | None, _option(panel=_MODEL, help="For a tokenizer without one.")
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        _option(
-            "--chat/--no-chat",
-            panel=_MODEL,
-            help="Use the chat template or not; by default if there is one.",
-        ),
-    ] = None,
-    truncate: Annotated[
-        bool,
-        _option("--truncate", panel=_MODEL, help="Cut contexts that do not fit the window."),
-    ] = False,
+    max_new_tokens: _options.MaxNewTokens = None,
+    stop: _options.Stop = None,
+    match: _options.Match = None,
+    model: _options.Model = "atlas",
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    pad_token: _options.PadToken = None,
+    chat: _options.Chat = None,
+    truncate: _options.Truncate = False,
     answers: Annotated[
         str | None,
-        _option(
+        option(
             metavar="DIR",
-            panel=_RUN,
+            panel=RUN,
             help="Keep the answers here: the same command then goes on where it was cut short.",
         ),
     ] = None,
-    batch_size: Annotated[int, _option(min=1, panel=_RUN, help="Most cases in a batch.")] = 32,
-    overwrite: Annotated[bool, _option("--overwrite", panel=_RUN, help="Replace FILE.")] = False,
-    quiet: Annotated[
-        bool, _option("--quiet", "-q", panel=_RUN, help="No progress bar, no summary.")
-    ] = False,
-    as_json: Annotated[
-        bool, _option("--json", panel=_RUN, help="Print policy and summary as JSON.")
-    ] = False,
+    batch_size: Annotated[int, option(min=1, panel=RUN, help="Most cases in a batch.")] = 32,
+    overwrite: Annotated[bool, option("--overwrite", panel=RUN, help="Replace FILE.")] = False,
+    quiet: _options.Quiet = False,
+    as_json: _options.AsJson = False,
 ) -> None:
     """Fit `auto` to a model, from cases whose state is known, and save it as a policy.
 
@@ -106,7 +71,7 @@ def fit_auto(
         raise InvalidParameterError("--json and --quiet exclude each other")
     options = {
         "max_new_tokens": max_new_tokens,
-        "stop": stop,
+        "stop": _inputs.stops(stop),
         "match": match,
         "chat": chat,
         "truncate": truncate or None,
@@ -116,17 +81,12 @@ def fit_auto(
     settings = {
         "seed": seed,
         "batch_size": batch_size,
-        **{name: value for name, value in options.items() if value is not None},
+        **_options.given(options),
     }
     source = {"device": device, "dtype": dtype, "pad_token": pad_token}
-    with watching("answering", "answers", quiet=quiet) as watch:
-        try:
-            fitted = _run((model, source), cases, limit, out, overwrite, settings, watch)
-        except KeyboardInterrupt:
-            watch.close()
-            kept = "the same command goes on from here" if answers else "nothing was kept"
-            typer.echo(f"conflictkit: interrupted: {kept}", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
+    kept = GOES_ON if answers else "nothing was kept"
+    with watching("answering", "answers", quiet=quiet, kept=kept) as watch:
+        fitted = _run((model, source), cases, limit, out, overwrite, settings, watch)
     if as_json:
         _output.write_json(fitted.to_dict())
     elif not quiet:

@@ -43,6 +43,11 @@ def sound(text: str, source: str) -> str:
         raise InvalidParameterError(f"{source} is not valid UTF-8 text") from error
 
 
+def stops(texts: Sequence[str] | None) -> list[str] | None:
+    """The texts of `--stop`, checked like every argument; none if there are none."""
+    return [sound(text, "--stop") for text in texts or ()] or None
+
+
 def passages(given: Sequence[str], files: Sequence[str]) -> list[str]:
     """All passages: those on the command line, then those in files, else standard input.
 

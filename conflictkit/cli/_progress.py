@@ -6,36 +6,54 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from conflictkit.scoring import Progress
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+GOES_ON = "the same command goes on from here"
 _STEPS = 1_000_000
 
 
-class Watch:
-    """Draws how far a run is, if there is anyone to see it."""
-
-    def __init__(self, draw: Callable[[Progress], None], close: Callable[[], None]) -> None:
-        self._draw, self.close = draw, close
-
-    def __call__(self, progress: Progress) -> None:
-        self._draw(progress)
+Watch = Callable[["Progress"], None]
 
 
 @contextlib.contextmanager
-def watching(title: str, things: str, *, quiet: bool = False) -> Iterator[Watch]:
-    """A bar with the time that is left, on standard error, only on a terminal.
+def watching(
+    title: str,
+    things: str,
+    *,
+    quiet: bool = False,
+    kept: str = GOES_ON,
+) -> Iterator[Watch]:
+    """A bar with the time that is left, on standard error, only on a terminal; Ctrl-C ends both.
 
     Args:
         title: what is being done.
         things: what is counted.
         quiet: draw nothing on a terminal either.
+        kept: what an interrupted run leaves, for the last line.
+
+    Raises:
+        typer.Exit: with `INTERRUPTED`, after Ctrl-C.
     """
+    try:
+        with _bar(title, things, quiet=quiet) as watch:
+            yield watch
+    except KeyboardInterrupt:
+        typer.echo(f"conflictkit: interrupted: {kept}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _bar(title: str, things: str, *, quiet: bool) -> Iterator[Watch]:
     from rich.console import Console
 
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
-        yield Watch(lambda progress: None, lambda: None)
+        yield lambda progress: None
         return
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -65,6 +83,6 @@ def watching(title: str, things: str, *, quiet: bool = False) -> Iterator[Watch]
         bars.update(bars.task_ids[0], completed=done, rows=progress.rows)
 
     try:
-        yield Watch(draw, bars.stop)
+        yield draw
     finally:
         bars.stop()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from conflictkit.cli import _ask, _inputs, _output
+from conflictkit.cli import _ask, _inputs, _options, _output
+from conflictkit.cli._options import ANSWERS, RUN, option
 from conflictkit.cli._progress import Watch, watching
 from conflictkit.errors import InvalidParameterError
 
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
     from conflictkit.scoring import Summary
 
 _COLUMNS = "Columns"
-_ANSWERS = "Answers that are not given"
-_MODEL = "Model"
-_RUN = "Run"
-_INTERRUPTED = 130
-
-
-def _option(*names: str, panel: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, **settings)
 
 
 def score(
@@ -40,99 +33,83 @@ def score(
         bool, typer.Option("--no-tokens", help="Leave the single tokens out of the output.")
     ] = False,
     question_field: Annotated[
-        str, _option(metavar="NAME", panel=_COLUMNS, help="Holds the question.")
+        str, option(metavar="NAME", panel=_COLUMNS, help="Holds the question.")
     ] = "question",
     context_field: Annotated[
-        str, _option(metavar="NAME", panel=_COLUMNS, help="Holds the passage, or a list of them.")
+        str,
+        option(metavar="NAME", panel=_COLUMNS, help="Holds the passage, or a list of them."),
     ] = "context",
     answer_field: Annotated[
         str | None,
-        _option(metavar="NAME", panel=_COLUMNS, help="Holds the answer; else 'answer', if there."),
+        option(metavar="NAME", panel=_COLUMNS, help="Holds the answer; else 'answer', if there."),
     ] = None,
     id_field: Annotated[
         str | None,
-        _option(metavar="NAME", panel=_COLUMNS, help="Holds the row's name; else 'id', if there."),
+        option(metavar="NAME", panel=_COLUMNS, help="Holds the row's name; else 'id', if there."),
     ] = None,
     generate: Annotated[
-        bool, _option("--generate", panel=_ANSWERS, help="Score the model's own answers always.")
+        bool,
+        option("--generate", panel=ANSWERS, help="Score the model's own answers always."),
     ] = False,
     method: Annotated[
         str | None,
-        _option("--method", "-m", metavar="NAME", panel=_ANSWERS, help="By default: plain."),
+        option("--method", "-m", metavar="NAME", panel=ANSWERS, help="By default: plain."),
     ] = None,
     param: Annotated[
         list[str] | None,
-        _option("--param", "-p", metavar="NAME=VALUE", panel=_ANSWERS, help="Of the method."),
+        option("--param", "-p", metavar="NAME=VALUE", panel=ANSWERS, help="Of the method."),
     ] = None,
     when: Annotated[
         str | None,
-        _option(
+        option(
             metavar="GATE",
-            panel=_ANSWERS,
+            panel=ANSWERS,
             help="Flag answers there, and act only there: 'jsd > 0.3'.",
         ),
     ] = None,
     strength: Annotated[
         str | None,
-        _option(metavar="NUMBER", panel=_ANSWERS, help="How strongly, or a detector's name."),
+        option(metavar="NUMBER", panel=ANSWERS, help="How strongly, or a detector's name."),
     ] = None,
     start_after: Annotated[
-        str | None, _option(metavar="TEXT", panel=_ANSWERS, help="Act only behind this text.")
+        str | None,
+        option(metavar="TEXT", panel=ANSWERS, help="Act only behind this text."),
     ] = None,
     policy: Annotated[
         str | None,
-        _option(metavar="FILE", panel=_ANSWERS, help="A saved policy, instead of all of these."),
+        option(metavar="FILE", panel=ANSWERS, help="A saved policy, instead of all of these."),
     ] = None,
-    max_new_tokens: Annotated[int | None, _option(panel=_ANSWERS, help="Longest answer.")] = None,
-    stop: Annotated[
-        list[str] | None, _option(metavar="TEXT", panel=_ANSWERS, help="End before this text.")
-    ] = None,
-    model: Annotated[
-        str, _option(metavar="NAME", panel=_MODEL, help="atlas, a Hugging Face id, or a folder.")
-    ] = "atlas",
-    device: Annotated[str | None, _option(panel=_MODEL, help="cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[
-        str | None, _option(panel=_MODEL, help="float32, bfloat16, float16 or auto.")
-    ] = None,
-    pad_token: Annotated[
-        str | None, _option(panel=_MODEL, help="For a tokenizer without one.")
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        _option(
-            "--chat/--no-chat",
-            panel=_MODEL,
-            help="Use the chat template or not; by default if there is one.",
-        ),
-    ] = None,
-    truncate: Annotated[
-        bool,
-        _option("--truncate", panel=_MODEL, help="Cut contexts that do not fit the window."),
-    ] = False,
-    batch_size: Annotated[int, _option(min=1, panel=_RUN, help="Most rows in a batch.")] = 16,
-    batch_tokens: Annotated[
-        int, _option(min=1, panel=_RUN, help="Most tokens in a batch.")
-    ] = 16384,
+    max_new_tokens: _options.MaxNewTokens = None,
+    stop: _options.Stop = None,
+    model: _options.Model = "atlas",
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    pad_token: _options.PadToken = None,
+    chat: _options.Chat = None,
+    truncate: _options.Truncate = False,
+    batch_size: Annotated[int, option(min=1, panel=RUN, help="Most rows in a batch.")] = 16,
+    batch_tokens: Annotated[int, option(min=1, panel=RUN, help="Most tokens in a batch.")] = 16384,
     window: Annotated[
         int | None,
-        _option(
-            min=1, panel=_RUN, help="Rows to form batches among and save at once; else 16 batches."
+        option(
+            min=1,
+            panel=RUN,
+            help="Rows to form batches among and save at once; else 16 batches.",
         ),
     ] = None,
     on_error: Annotated[
         str,
-        _option(
+        option(
             metavar="stop|skip",
-            panel=_RUN,
+            panel=RUN,
             help="At a malformed row: stop, or set it aside in FILE.errors.jsonl.",
         ),
     ] = "stop",
     overwrite: Annotated[
-        bool, _option("--overwrite", panel=_RUN, help="Replace FILE, or start over.")
+        bool,
+        option("--overwrite", panel=RUN, help="Replace FILE, or start over."),
     ] = False,
-    as_json: Annotated[
-        bool, _option("--json", panel=_RUN, help="Print the summary as JSON.")
-    ] = False,
+    as_json: _options.AsJson = False,
 ) -> None:
     """Score how far context and memory are apart, for every row of a file.
 
@@ -153,7 +130,7 @@ def score(
     options: dict[str, Any] = {
         "scores": detector,
         "max_new_tokens": max_new_tokens,
-        "stop": [_inputs.sound(text, "--stop") for text in stop or ()] or None,
+        "stop": _inputs.stops(stop),
         "chat": chat,
         "truncate": truncate or None,
     }
@@ -176,15 +153,10 @@ def score(
         "window": window,
         "on_error": on_error,
         "overwrite": overwrite,
-        **{name: value for name, value in options.items() if value is not None},
+        **_options.given(options),
     }
     with watching("scoring", "rows") as watch:
-        try:
-            summary = _run(rows, out, columns, control, (model, source), settings, watch)
-        except KeyboardInterrupt:
-            watch.close()
-            typer.echo("conflictkit: interrupted: the same command goes on from here", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
+        summary = _run(rows, out, columns, control, (model, source), settings, watch)
     if as_json:
         _output.write_json(summary.to_dict())
     else:

@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from conflictkit.cli import _output
+from conflictkit.cli import _inputs, _options, _output
+from conflictkit.cli._options import ANSWERS, RUN, option
 from conflictkit.cli._progress import Watch, watching
 from conflictkit.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from conflictkit.evaluation.screening import Screened
 
-_ASKING = "Asking the model"
 _CASES = "Building the cases"
-_MODEL = "Model"
-_RUN = "Run"
-_INTERRUPTED = 130
 _LEAST = 1e-6
-
-
-def _option(*names: str, panel: str, **settings: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, **settings)
 
 
 def screen(
@@ -41,29 +34,27 @@ def screen(
         str, typer.Option("--out", "-o", metavar="FILE", help="A .jsonl of cases to write.")
     ],
     samples: Annotated[
-        int, _option(min=1, panel=_ASKING, help="Sampled answers per question.")
+        int, option(min=1, panel=ANSWERS, help="Sampled answers per question.")
     ] = 10,
-    temperature: Annotated[float, _option(min=_LEAST, panel=_ASKING, help="Of the samples.")] = 0.7,
+    temperature: Annotated[float, option(min=_LEAST, panel=ANSWERS, help="Of the samples.")] = 0.7,
     right_from: Annotated[
         float,
-        _option(min=0, max=1, panel=_ASKING, help="Share of right samples that is knowing."),
+        option(min=0, max=1, panel=ANSWERS, help="Share of right samples that is knowing."),
     ] = 0.8,
     wrong_from: Annotated[
         float,
-        _option(
+        option(
             min=_LEAST,
             max=1,
-            panel=_ASKING,
+            panel=ANSWERS,
             help="Share of samples with the same wrong answer that is believing.",
         ),
     ] = 0.5,
-    max_new_tokens: Annotated[int | None, _option(panel=_ASKING, help="Longest answer.")] = None,
-    stop: Annotated[
-        list[str] | None, _option(metavar="TEXT", panel=_ASKING, help="End before this text.")
-    ] = None,
+    max_new_tokens: _options.MaxNewTokens = None,
+    stop: _options.Stop = None,
     passages: Annotated[
         str | None,
-        _option(
+        option(
             metavar="KINDS",
             panel=_CASES,
             help="Of bare, assertive, hedged, coherent, several, irrelevant-easy, irrelevant-hard; "
@@ -72,61 +63,45 @@ def screen(
     ] = None,
     substitution: Annotated[
         str,
-        _option(
+        option(
             metavar="KIND",
             panel=_CASES,
             help="Wrong answers: corpus, popularity, popularity-low, popularity-high, type-swap.",
         ),
     ] = "corpus",
     alias: Annotated[
-        bool, _option("--alias", panel=_CASES, help="Right passages use another name if there is.")
+        bool,
+        option("--alias", panel=_CASES, help="Right passages use another name if there is."),
     ] = False,
     several_count: Annotated[
-        int, _option(min=2, panel=_CASES, help="Passages of a context of several.")
+        int, option(min=2, panel=_CASES, help="Passages of a context of several.")
     ] = 4,
     several_wrong: Annotated[
         list[float] | None,
-        _option(
+        option(
             metavar="SHARE",
             panel=_CASES,
             help="Share of wrong ones; repeat for more  [default: 0.25, 0.75]",
         ),
     ] = None,
-    seed: Annotated[int, _option(min=0, panel=_CASES, help="Of samples and passages.")] = 0,
-    model: Annotated[
-        str, _option(metavar="NAME", panel=_MODEL, help="atlas, a Hugging Face id, or a folder.")
-    ] = "atlas",
-    device: Annotated[str | None, _option(panel=_MODEL, help="cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[
-        str | None, _option(panel=_MODEL, help="float32, bfloat16, float16 or auto.")
-    ] = None,
-    pad_token: Annotated[
-        str | None, _option(panel=_MODEL, help="For a tokenizer without one.")
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        _option(
-            "--chat/--no-chat",
-            panel=_MODEL,
-            help="Use the chat template or not; by default if there is one.",
-        ),
-    ] = None,
-    batch_size: Annotated[int, _option(min=1, panel=_RUN, help="Most questions in a batch.")] = 16,
+    seed: Annotated[int, option(min=0, panel=_CASES, help="Of samples and passages.")] = 0,
+    model: _options.Model = "atlas",
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    pad_token: _options.PadToken = None,
+    chat: _options.Chat = None,
+    batch_size: Annotated[int, option(min=1, panel=RUN, help="Most questions in a batch.")] = 16,
     cache: Annotated[
         str | None,
-        _option(
+        option(
             metavar="DIR",
-            panel=_RUN,
+            panel=RUN,
             help="Where answers are kept; else $CONFLICTKIT_CACHE or ~/.cache/conflictkit.",
         ),
     ] = None,
-    overwrite: Annotated[bool, _option("--overwrite", panel=_RUN, help="Replace FILE.")] = False,
-    quiet: Annotated[
-        bool, _option("--quiet", "-q", panel=_RUN, help="No progress bar, no summary.")
-    ] = False,
-    as_json: Annotated[
-        bool, _option("--json", panel=_RUN, help="Print the summary as JSON.")
-    ] = False,
+    overwrite: Annotated[bool, option("--overwrite", panel=RUN, help="Replace FILE.")] = False,
+    quiet: _options.Quiet = False,
+    as_json: _options.AsJson = False,
 ) -> None:
     """Make tri-state cases for a model from any file of questions and answers.
 
@@ -151,34 +126,25 @@ def screen(
         "right": right_from,
         "wrong": wrong_from,
         "max_new_tokens": max_new_tokens,
-        "stop": stop,
+        "stop": _inputs.stops(stop),
         "chat": chat,
     }
     source = {"device": device, "dtype": dtype, "pad_token": pad_token}
     with watching("asking", "questions", quiet=quiet) as watch:
-        try:
-            summary = _run(
-                questions,
-                out,
-                _given(chosen),
-                (model, source),
-                {
-                    "seed": seed,
-                    "batch_size": batch_size,
-                    "cache": cache,
-                    "overwrite": overwrite,
-                    **_given(asking),
-                },
-                watch,
-            )
-        except KeyboardInterrupt:
-            watch.close()
-            typer.echo(
-                "conflictkit: interrupted: the answers so far are kept, the same command goes on "
-                "from here",
-                err=True,
-            )
-            raise typer.Exit(_INTERRUPTED) from None
+        summary = _run(
+            questions,
+            out,
+            _given(chosen),
+            (model, source),
+            {
+                "seed": seed,
+                "batch_size": batch_size,
+                "cache": cache,
+                "overwrite": overwrite,
+                **_given(asking),
+            },
+            watch,
+        )
     if as_json:
         _output.write_json(summary.to_dict())
     elif not quiet:
@@ -186,7 +152,7 @@ def screen(
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    return _options.given(options)
 
 
 def _kinds(text: str) -> tuple[str, ...]:

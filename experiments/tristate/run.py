@@ -1,113 +1,55 @@
 """Every method on Atlas's test split: python experiments/tristate/run.py
 
-Answers all cases (resumes in runs/test), and writes from that run alone `results.json`, the tables
-`tables.md`, what the numbers say into README.md, and the page `runs/test/report.html`.
+Answers all cases (resumes below runs/), and writes from that run alone `results.json`, the tables
+`tables.md`, `plot.png`, what the numbers say into README.md, and the page `report.html` beside the
+answers.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+
+import claims  # noqa: E402
 
 import conflictkit as ck  # noqa: E402
-from conflictkit.evaluation import Run, evaluate  # noqa: E402
-from conflictkit.evaluation.report import markdown, page, read  # noqa: E402
+from conflictkit.evaluation import Run  # noqa: E402
+from conflictkit.policy import Policy  # noqa: E402
 
-MARK = "<!-- says -->"
-STATES = ("correction", "resistance", "agreement", "irrelevant")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Answer, sum up, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
-    parser.add_argument("--limit", type=int, help="fewer cases, for trying; writes no results")
-    args = parser.parse_args(argv)
-    tried = args.limit is not None
-    folder = HERE / "runs" / (f"try{args.limit}" if tried else "test")
-    run = evaluate(
-        ck.load("atlas"),
-        "atlas",
-        [name for name in ck.methods.names() if name != "auto"],
-        folder,
-        policies=[ck.atlas.auto()],
-        seed=args.seed,
-        limit=args.limit,
-        max_new_tokens=48,
-        progress=lambda now: print(f"{now.done:.0%}", file=sys.stderr),
-    )
-    lines = says(run)
-    print("\n".join(lines))
-    if tried:
-        return
-    cells = {
-        label: {name: vars(cell) for name, cell in row.items()}
-        for label, row in run.summary.cells.items()
-    }
-    about = {"run": run.info, "cells": cells, "detection": run.summary.detection}
-    (HERE / "results.json").write_text(json.dumps(about, indent=1, default=str) + "\n")
-    sources = read([folder])
-    (HERE / "tables.md").write_text(markdown(sources), encoding="utf-8")
-    (folder / "report.html").write_text(page(sources), encoding="utf-8")
-    readme = HERE / "README.md"
-    before, _, after = readme.read_text().split(MARK)
-    readme.write_text(MARK.join([before, "\n" + "\n".join(lines) + "\n", after]))
+AUTO = "auto"
 
 
 def says(run: Run) -> list[str]:
     """What the numbers say, each sentence made from them."""
-    cells = run.summary.cells
-    share = {
-        m: {k: 100 * c.value for k, c in row.items() if c.value is not None}
-        for m, row in cells.items()
-    }
-
-    def best(metric: str, methods: list[str]) -> str:
-        label = max(methods, key=lambda m: share[m].get(metric, -1.0))
-        cell = cells[label][metric]
-        return f"`{label}` {100 * cell.value:.1f} % ({100 * cell.low:.1f}–{100 * cell.high:.1f})"
-
-    published = [m for m in share if m != "auto"]
-    lines = [f"- Best at {state}: {best(state, published)}." for state in STATES]
-    lines += [
-        f"- Best minimum of correction and resistance: {best('minimum', published)}; `plain` "
-        f"{share['plain']['minimum']:.1f} %.",
-        f"- Best harmonic mean of the four states: {best('harmonic', published)}; `plain` "
-        f"{share['plain']['harmonic']:.1f} %.",
-    ]
-    traded = [
-        m
-        for m in published
-        if m != "plain"
-        and (share[m]["correction"] - share["plain"]["correction"])
-        * (share[m]["resistance"] - share["plain"]["resistance"])
-        < 0
-    ]
+    share = claims.shares(run)
+    published = [m for m in share if m != AUTO]
+    others = [m for m in published if m != "plain"]
+    plain = share["plain"]
+    lines = [f"- Best at {s}: {claims.best(run, s, published)}." for s in claims.STATES]
+    for metric, title in (
+        ("minimum", "minimum of correction and resistance"),
+        ("harmonic", "harmonic mean of the four states"),
+    ):
+        found = claims.best(run, metric, published)
+        lines.append(f"- Best {title}: {found}; `plain` {plain[metric]:.1f} %.")
+    traded = [m for m in others if _moved(share, m, "correction", "resistance") < 0]
     lines.append(
-        f"- {len(traded)} of {len(published) - 1} methods other than `plain` buy one of correction "
-        f"and resistance with the other: {', '.join(f'`{m}`' for m in traded)}."
+        f"- {len(traded)} of {len(others)} methods other than `plain` buy one of correction and "
+        f"resistance with the other{_list(traded)}."
     )
-    spoiled = [
-        m
-        for m in published
-        if (cell := cells[m]["agreement"]).p is not None
-        and cell.p < 0.05
-        and cell.value < cells["plain"]["agreement"].value
-    ]
+    spoiled = [m for m in others if claims.loses(run, m, "agreement")]
     lines.append(
-        "- Agreement is lower than under `plain` (p < 0.05) under "
-        + (", ".join(f"`{m}`" for m in spoiled) or "no method")
-        + "."
+        f"- Agreement is lower than under `plain`, interval included, under {len(spoiled)} of "
+        f"them{_list(spoiled)}."
     )
-    if "auto" in share:
+    if AUTO in share:
         lines.append(
-            f"- `auto`, fitted on the validation split: minimum {best('minimum', ['auto'])}, "
-            f"harmonic mean {best('harmonic', ['auto'])}."
+            "- `auto`, fitted on the validation split: minimum "
+            f"{claims.shown(run, AUTO, 'minimum')}, harmonic mean "
+            f"{claims.shown(run, AUTO, 'harmonic')}."
         )
     slowest = max(published, key=lambda m: share[m]["relative_seconds"])
     lines.append(
@@ -117,5 +59,50 @@ def says(run: Run) -> list[str]:
     return lines
 
 
+def _moved(share: dict[str, dict[str, float]], method: str, *metrics: str) -> float:
+    """Product of a method's differences from `plain`: negative where one rises, one falls."""
+    product = 1.0
+    for metric in metrics:
+        product *= share[method][metric] - share["plain"][metric]
+    return product
+
+
+def _list(methods: list[str]) -> str:
+    return ": " + ", ".join(f"`{m}`" for m in methods) if methods else ""
+
+
+def plot(run: Run, file: Path) -> None:
+    """Correction against resistance, a point per method with both intervals."""
+    made, axes = claims.figure(6.0, 5.0)
+    for label in claims.shares(run):
+        x, y = (claims.cell(run, label, name) for name in ("resistance", "correction"))
+        ends = [
+            [[100 * (c.value - (c.low or 0))], [100 * ((c.high or 1) - c.value)]] for c in (x, y)
+        ]
+        axes.errorbar(
+            100 * x.value,
+            100 * y.value,
+            xerr=ends[0],
+            yerr=ends[1],
+            fmt="o",
+            capsize=2,
+            label=label,
+        )
+    axes.set_xlabel("resistance, %")
+    axes.set_ylabel("correction, %")
+    axes.legend(fontsize=8)
+    made.savefig(file, dpi=120)
+
+
 if __name__ == "__main__":
-    main()
+    claims.main(
+        claims.Experiment(
+            HERE,
+            [name for name in ck.methods.names() if name != AUTO],
+            says,
+            plot,
+            policies={AUTO: Policy.load(ck.atlas.auto())},
+            page=True,
+        ),
+        __doc__,
+    )

@@ -151,9 +151,6 @@ def test_an_interruption_says_how_to_go_on(
     monkeypatch.setattr(priors, "_batch", once)
     code, out, err = screen("--batch-size", 5)
     assert (code, out) == (130, "")
-    assert err == (
-        "conflictkit: interrupted: the answers so far are kept, the same command goes on from "
-        "here\n"
-    )
+    assert err == "conflictkit: interrupted: the same command goes on from here\n"
     monkeypatch.setattr(priors, "_batch", real)
     assert "11 prompts asked, 5 known" in screen().out

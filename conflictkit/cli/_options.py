@@ -1,0 +1,55 @@
+"""Options that several commands share: said once, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+ANSWERS = "Answers"
+MODEL = "Model"
+RUN = "Run"
+
+
+def option(*names: str, panel: str, **settings: Any) -> Any:
+    """An option under the heading `panel` of a command's help."""
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that were named on the command line, so that the others keep the library's default."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+Model = Annotated[
+    str, option(metavar="NAME", panel=MODEL, help="atlas, a Hugging Face id, or a folder.")
+]
+Device = Annotated[str | None, option(panel=MODEL, help="Where it runs: cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str | None, option(panel=MODEL, help="float32, bfloat16, float16 or auto.")]
+PadToken = Annotated[str | None, option(panel=MODEL, help="For a tokenizer without one.")]
+Chat = Annotated[
+    bool | None,
+    option(
+        "--chat/--no-chat",
+        panel=MODEL,
+        help="Use the chat template or not; by default if there is one.",
+    ),
+]
+Truncate = Annotated[
+    bool,
+    option(
+        "--truncate",
+        panel=MODEL,
+        help="Cut a context that does not fit the window, instead of an error.",
+    ),
+]
+MaxNewTokens = Annotated[int | None, option(panel=ANSWERS, help="Longest answer.")]
+Stop = Annotated[list[str] | None, option(metavar="TEXT", panel=ANSWERS, help="End before this.")]
+Match = Annotated[
+    str | None,
+    option(metavar="NAME", panel=RUN, help="How answers are recognised: exact, ck-plug, ..."),
+]
+Quiet = Annotated[
+    bool, option("--quiet", "-q", panel=RUN, help="No progress bar, and no summary at the end.")
+]
+AsJson = Annotated[bool, option("--json", panel=RUN, help="Print the result as JSON.")]
