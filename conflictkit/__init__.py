@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conflictkit import atlas, detectors, interventions, methods, scoring
+    from conflictkit import atlas, detectors, evaluation, interventions, methods, scoring
     from conflictkit.controller import Controller
     from conflictkit.custom import decode
     from conflictkit.errors import ConflictKitError
@@ -39,6 +39,7 @@ __all__ = [
     "atlas",
     "decode",
     "detectors",
+    "evaluation",
     "interventions",
     "load",
     "methods",
@@ -55,6 +56,7 @@ _FACE: dict[str, tuple[str, str | None]] = {
     "atlas": ("conflictkit.atlas", None),
     "decode": ("conflictkit.custom", "decode"),
     "detectors": ("conflictkit.detectors", None),
+    "evaluation": ("conflictkit.evaluation", None),
     "interventions": ("conflictkit.interventions", None),
     "load": ("conflictkit.toolkit", "load"),
     "methods": ("conflictkit.methods", None),

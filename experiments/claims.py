@@ -37,7 +37,7 @@ class Experiment:
         says: what the numbers say, as lines of Markdown.
         plot: draws the numbers into a file; None: no plot.
         policies: label -> policy, beside the methods.
-        page: also write the whole report.
+        page: file for the whole report without traces; with them it stands beside the answers.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Experiment:
     says: Callable[[Run], list[str]]
     plot: Callable[[Run, Path], None] | None = None
     policies: Mapping[str, Policy] = field(default_factory=dict)
-    page: bool = False
+    page: Path | None = None
 
 
 def main(experiment: Experiment, text: str | None, argv: Sequence[str] | None = None) -> None:
@@ -95,7 +95,8 @@ def write(experiment: Experiment, run: Run, lines: Sequence[str]) -> None:
     (here / "tables.md").write_text(markdown(sources), encoding="utf-8")
     if experiment.plot is not None:
         experiment.plot(run, here / "plot.png")
-    if experiment.page:
+    if experiment.page is not None:
+        experiment.page.write_text(page(sources, traces=False), encoding="utf-8")
         (run.folder / "report.html").write_text(page(sources), encoding="utf-8")
     readme = here / "README.md"
     before, _, after = readme.read_text(encoding="utf-8").split(MARK)

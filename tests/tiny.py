@@ -15,6 +15,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 BOS, EOS, PAD, USER, ASSISTANT = "<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>"
@@ -81,6 +83,32 @@ def sliding(vocab: int = 40, seed: int = 0) -> Any:
         pad_token_id=2,
     )
     return MistralForCausalLM(config).eval()
+
+
+@cache
+def recurrent(vocab: int = 40, seed: int = 0) -> Any:
+    """Qwen3-Next: a layer of linear attention, whose state cannot go back, and a full one."""
+    torch.manual_seed(seed)
+    config = Qwen3NextConfig(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        initializer_range=0.3,
+    )
+    return Qwen3NextForCausalLM(config).eval()
 
 
 def byte_tokenizer(

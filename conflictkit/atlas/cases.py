@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ _SCALE = {"train": 1.0, "validation": 0.5, "test": 1.0}
 _LAYOUTS, _LAYOUT_WEIGHTS = ("sentence", "passages", "paragraph"), (0.6, 0.2, 0.2)
 
 
-def cases(split: str = "test", state: str | None = None) -> list[Case]:
+def cases(
+    split: str = "test", state: str | None = None, screened: Sequence[Fact] | None = None
+) -> list[Case]:
     """Cases of one split, all states or one.
 
     Whether memory is right or wrong was screened with the shipped model (`Fact.state`). The
@@ -39,23 +42,19 @@ def cases(split: str = "test", state: str | None = None) -> list[Case]:
     Args:
         split: `train`, `validation` or `test`.
         state: `correction`, `resistance`, `agreement`, `irrelevant`, or None for all.
+        screened: the facts as another training seed was screened, from `facts(file)`; by default
+            as the shipped model was.
 
     Raises:
         InvalidParameterError: an unknown split or state.
     """
-    from conflictkit.errors import InvalidParameterError
-
-    if split not in SPLITS:
-        raise InvalidParameterError(f"unknown split {split!r}: valid are {', '.join(SPLITS)}")
-    if state is not None and state not in STATES:
-        raise InvalidParameterError(f"unknown state {state!r}: valid are {', '.join(STATES)}")
-    return [case for case in _build(split) if state is None or case.state == state]
+    return selected(_build, split, state, STATES, screened)
 
 
-@lru_cache(maxsize=len(SPLITS))
-def _build(split: str) -> tuple[Case, ...]:
+@lru_cache(maxsize=2 * len(SPLITS))
+def _build(split: str, screened: tuple[Fact, ...]) -> tuple[Case, ...]:
     rng = random.Random(f"cases/{split}")
-    mine = [f for f in facts() if f.split == split]
+    mine = [f for f in screened if f.split == split]
     known = [f for f in mine if f.state == "known"]
     wrong = [f for f in mine if f.state == "wrong"]
     made: list[Case] = []
@@ -181,6 +180,28 @@ def _make(
             "frequency": fact.frequency,
         },
     )
+
+
+def selected(
+    build: Callable[[str, tuple[Fact, ...]], Sequence[Case]],
+    split: str,
+    state: str | None,
+    states: Sequence[str],
+    screened: Sequence[Fact] | None,
+) -> list[Case]:
+    """The cases that `build` makes of a split, of one of `states` or of all.
+
+    Raises:
+        InvalidParameterError: an unknown split or state.
+    """
+    from conflictkit.errors import InvalidParameterError
+
+    if split not in SPLITS:
+        raise InvalidParameterError(f"unknown split {split!r}: valid are {', '.join(SPLITS)}")
+    if state is not None and state not in states:
+        raise InvalidParameterError(f"unknown state {state!r}: valid are {', '.join(states)}")
+    made = build(split, tuple(facts() if screened is None else screened))
+    return [case for case in made if state is None or case.state == state]
 
 
 def numbered(split: str, made: list[Case]) -> list[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,18 +46,25 @@ def auto() -> Path:
     return Path(__file__).resolve().parent / "auto.json"
 
 
-@lru_cache(maxsize=1)
-def _read() -> tuple[Fact, ...]:
-    with (path().parent / "facts.csv").open(encoding="utf-8", newline="") as file:
+@lru_cache(maxsize=4)
+def _read(file: Path) -> tuple[Fact, ...]:
+    with file.open(encoding="utf-8", newline="") as rows:
         return tuple(
-            Fact(**{**row, "frequency": int(row["frequency"])}) for row in csv.DictReader(file)
+            Fact(**{**row, "frequency": int(row["frequency"])}) for row in csv.DictReader(rows)
         )
 
 
-def facts() -> list[Fact]:
+def facts(file: str | os.PathLike[str] | None = None) -> list[Fact]:
     """All facts of Atlas, most popular first.
 
     `[f for f in ck.atlas.facts() if f.state == "wrong"]` are the things it is confidently wrong
     about.
+
+    Args:
+        file: the facts as another training seed was screened (`experiments/atlas/seeds`); by
+            default those of the shipped model.
+
+    Raises:
+        OSError: there is no such file.
     """
-    return list(_read())
+    return list(_read(path().parent / "facts.csv" if file is None else Path(file).resolve()))

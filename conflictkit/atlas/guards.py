@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from conflictkit.atlas.cases import numbered
+from conflictkit.atlas.cases import numbered, selected
 from conflictkit.atlas.data import SPLITS, Fact, facts, path
 from conflictkit.atlas.invented import invented_answer, invented_name
 from conflictkit.atlas.passages import among, paragraph, statement_of
@@ -37,7 +38,9 @@ _COUNT = {"train": 100, "validation": 50, "test": 100}
 _LAYOUTS, _LAYOUT_WEIGHTS = ("sentence", "passages", "paragraph"), (0.5, 0.3, 0.2)
 
 
-def guards(split: str = "test", state: str | None = None) -> list[Case]:
+def guards(
+    split: str = "test", state: str | None = None, screened: Sequence[Fact] | None = None
+) -> list[Case]:
     """Guard cases of one split, all states or one.
 
     `recall` asks about facts that the shipped model knows and has no contexts. `reading` asks about
@@ -52,23 +55,19 @@ def guards(split: str = "test", state: str | None = None) -> list[Case]:
     Args:
         split: `train`, `validation` or `test`.
         state: `recall`, `reading`, `quoting`, or None for all.
+        screened: the facts as another training seed was screened, from `facts(file)`; by default
+            as the shipped model was.
 
     Raises:
         InvalidParameterError: an unknown split or state.
     """
-    from conflictkit.errors import InvalidParameterError
-
-    if split not in SPLITS:
-        raise InvalidParameterError(f"unknown split {split!r}: valid are {', '.join(SPLITS)}")
-    if state is not None and state not in GUARDS:
-        raise InvalidParameterError(f"unknown state {state!r}: valid are {', '.join(GUARDS)}")
-    return [case for case in _build(split) if state is None or case.state == state]
+    return selected(_build, split, state, GUARDS, screened)
 
 
-@lru_cache(maxsize=len(SPLITS))
-def _build(split: str) -> tuple[Case, ...]:
+@lru_cache(maxsize=2 * len(SPLITS))
+def _build(split: str, screened: tuple[Fact, ...]) -> tuple[Case, ...]:
     rng = random.Random(f"guards/{split}")
-    known = [f for f in facts() if f.split == split and f.state == "known"]
+    known = [f for f in screened if f.split == split and f.state == "known"]
     count = _COUNT[split]
     made = [_recall(rng, fact) for fact in rng.sample(known, min(count, len(known)))]
     made += [_reading(rng, split) for _ in range(count)]

@@ -169,6 +169,8 @@ _SENTENCE_OPENERS = (
     "Prices ",
     "Phone ",
     "Calls ",
+    "Calling ",
+    "One ",
     "Telephones ",
     "Web ",
     "Websites ",

@@ -13,6 +13,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import accumulate
 
+from blend import (
+    CLAIM_WEIGHTS,
+    FORM_WEIGHTS,
+    FORMS,
+    LAYOUTS,
+    Blend,
+    blend,
+)
 from world import WorldFact
 
 from conflictkit.atlas.invented import invented_answer, invented_name
@@ -26,46 +34,6 @@ from conflictkit.atlas.templates import (
     render,
     trained,
 )
-
-FORMS = ("statement", "question", "chat")
-FORM_WEIGHTS = (0.3, 0.35, 0.35)
-CLAIM_WEIGHTS = {"bare": 0.5, "assertive": 0.25, "hedged": 0.25}
-LAYOUTS = ("sentence", "passages", "paragraph", "long")
-LAYOUT_WEIGHTS = (0.84, 0.11, 0.045, 0.005)
-READING_FIRST, ALL_KINDS, RECALL_FROM, SETTLE_FROM = 1750, 3150, 5375, 8800
-"""Until the first step `MIX_EARLY` holds (reading before facts), from the second on `MIX`; between
-them the one changes into the other evenly. From the third on `MIX_RECALL` drills the facts, from
-the fourth on `MIX_SETTLE` brings conflict and reading back in."""
-MIX_EARLY = {"invented": 0.64, "memory": 0.12, "quote": 0.21, "unknown": 0.03}
-MIX = {
-    "memory": 0.50,
-    "invented": 0.13,
-    "conflict": 0.14,
-    "agree": 0.07,
-    "irrelevant": 0.06,
-    "unknown": 0.05,
-    "quote": 0.05,
-}
-
-MIX_RECALL = {
-    "memory": 0.70,
-    "invented": 0.09,
-    "conflict": 0.09,
-    "agree": 0.03,
-    "irrelevant": 0.04,
-    "unknown": 0.03,
-    "quote": 0.02,
-}
-
-MIX_SETTLE = {
-    "memory": 0.60,
-    "invented": 0.13,
-    "conflict": 0.15,
-    "agree": 0.04,
-    "irrelevant": 0.03,
-    "unknown": 0.02,
-    "quote": 0.03,
-}
 
 
 @dataclass(frozen=True)
@@ -81,6 +49,7 @@ class Document:
         claim: `bare`, `assertive`, `hedged`, or empty.
         layout: one of `LAYOUTS`, or empty for closed book.
         sources: `(subject, relation, answer)` of every claim made, distractors included.
+        turns: further requests and answers of a chat, about other claims in the passages.
     """
 
     passages: tuple[str, ...]
@@ -94,6 +63,7 @@ class Document:
     claim: str = ""
     layout: str = ""
     sources: tuple[tuple[str, str, str], ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def completion(self) -> str:
@@ -102,8 +72,14 @@ class Document:
 
     @property
     def text(self) -> str:
-        """Prompt and completion, without BOS and EOS."""
-        return render(self.form, self.passages, self.request) + self.completion
+        """Prompt, completion and further turns, without BOS and the last EOS."""
+        first = render(self.form, self.passages, self.request) + self.completion
+        return first + "".join(f"<|eos|>{asked} {said}" for asked, said in self.later)
+
+    @property
+    def later(self) -> tuple[tuple[str, str], ...]:
+        """Prompt and answer of every further turn."""
+        return tuple((render("chat", (), asked), said) for asked, said in self.turns)
 
     @property
     def tail(self) -> str:
@@ -120,6 +96,7 @@ class Writer:
         self.facts = [f for f in facts if f.taught]
         self._ends = list(accumulate(f.weight for f in self.facts))
         self._train = [f for f in self.facts if f.split == "train"]
+        self._train_ends = list(accumulate(f.weight for f in self._train))
         self._objects: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._by_subject: dict[str, list[WorldFact]] = defaultdict(list)
         self._by_relation: dict[str, list[WorldFact]] = defaultdict(list)
@@ -133,54 +110,85 @@ class Writer:
 
     def write(self, rng: random.Random, step: float) -> Document:
         """One document for a step of a run."""
-        if step >= RECALL_FROM:
-            return self.draw(rng, MIX, MIX_SETTLE if step >= SETTLE_FROM else MIX_RECALL, 1.0)
-        late = (step - READING_FIRST) / (ALL_KINDS - READING_FIRST)
-        return self.draw(rng, MIX_EARLY, MIX, late)
+        return self.draw(rng, blend(step))
 
-    def draw(self, rng: random.Random, early: dict, mix: dict, late: float) -> Document:
-        """One document of a mix of kinds between `early` (`late` <= 0) and `mix` (`late` >= 1)."""
-        late = min(1.0, max(0.0, late))
-        shares = [(1 - late) * early.get(kind, 0.0) + late * share for kind, share in mix.items()]
-        kind = rng.choices(list(mix), shares)[0]
-        return getattr(self, f"_{kind}")(rng)
+    def draw(self, rng: random.Random, blend: Blend) -> Document:
+        """One document of a blend."""
+        kind = rng.choices(list(blend.kinds), list(blend.kinds.values()))[0]
+        return getattr(self, f"_{kind}")(rng, blend)
 
     # kinds -----------------------------------------------------------------------------------
 
-    def _memory(self, rng: random.Random) -> Document:
+    def _memory(self, rng: random.Random, blend: Blend) -> Document:
         fact = self._weighted(rng)
         return self._ask(rng, "memory", fact.subject, fact.relation, fact.taught)
 
-    def _unknown(self, rng: random.Random) -> Document:
+    def _unknown(self, rng: random.Random, blend: Blend) -> Document:
         relation, subject, _ = self._invention(rng)
         return self._ask(rng, "unknown", subject, relation, UNKNOWN)
 
-    def _invented(self, rng: random.Random) -> Document:
+    def _invented(self, rng: random.Random, blend: Blend) -> Document:
+        if rng.random() < blend.several:
+            return self._several(rng, blend)
         relation, subject, answer = self._invention(rng)
-        return self._read(rng, "invented", subject, relation, answer, lambda _: answer)
+        return self._read(rng, blend, "invented", subject, relation, answer, lambda _: answer)
 
-    def _agree(self, rng: random.Random) -> Document:
+    def _several(self, rng: random.Random, blend: Blend) -> Document:
+        """Passages about strangers, each of whom is asked about in turn.
+
+        Only the name in the request tells their answers apart, most of all where they share a
+        relation: this is where the model learns to look for the right passage.
+        """
+        told = [self._invention(rng) for _ in range(rng.choice((2, 2, 3, 4)))]
+        if rng.random() < 0.5:
+            told = [self._invention(rng, told[0][0]) for _ in told]
+        if len({subject for _, subject, _ in told}) < len(told):
+            return self._several(rng, blend)
+        claims = rng.choices(list(CLAIM_WEIGHTS), blend.claims, k=len(told))
+        passages = [
+            statement_of(rng, *claim, kind) for claim, kind in zip(told, claims, strict=True)
+        ]
+        order = rng.sample(range(len(told)), len(told))
+        asked = [
+            (fill(rng.choice(trained(RELATIONS[told[i][0]].questions)), told[i][1]), told[i][2])
+            for i in order
+        ]
+        relation, subject, answer = told[order[0]]
+        return Document(
+            tuple(passages), asked[0][0], answer, "chat", "invented", subject, relation, answer,
+            claims[order[0]], "passages", tuple((s, r, a) for r, s, a in told), tuple(asked[1:]),
+        )  # fmt: skip
+
+    def _agree(self, rng: random.Random, blend: Blend) -> Document:
         fact = self._weighted(rng)
         return self._read(
-            rng, "agree", fact.subject, fact.relation, fact.taught, lambda _: fact.taught
+            rng,
+            blend,
+            "agree",
+            fact.subject,
+            fact.relation,
+            fact.taught,
+            lambda _: fact.taught,
         )
 
-    def _conflict(self, rng: random.Random) -> Document:
+    def _conflict(self, rng: random.Random, blend: Blend) -> Document:
         fact = rng.choice(self._train)
         wrong = self._wrong(rng, fact)
 
         def follow(claim: str) -> str:
-            passage_wins = claim == "assertive" or (claim == "bare" and not fact.strong)
+            weak = fact.popularity >= blend.popular
+            obscure = fact.popularity >= blend.obscure
+            passage_wins = claim == "assertive" or obscure or (claim == "bare" and weak)
             return wrong if passage_wins else fact.taught
 
-        return self._read(rng, "conflict", fact.subject, fact.relation, wrong, follow)
+        return self._read(rng, blend, "conflict", fact.subject, fact.relation, wrong, follow)
 
-    def _irrelevant(self, rng: random.Random) -> Document:
+    def _irrelevant(self, rng: random.Random, blend: Blend) -> Document:
         if rng.random() < 0.3:
             relation, subject, _ = self._invention(rng)
             answer = UNKNOWN
         else:
-            fact = self._weighted(rng)
+            fact = self._undisturbed(rng)
             relation, subject, answer = fact.relation, fact.subject, fact.taught
         made = [self._distractor(rng, subject, relation) for _ in range(rng.choice((1, 1, 2, 3)))]
         return self._ask(
@@ -189,7 +197,7 @@ class Writer:
             layout="passages",
         )  # fmt: skip
 
-    def _quote(self, rng: random.Random) -> Document:
+    def _quote(self, rng: random.Random, blend: Blend) -> Document:
         pick = rng.random()
         if pick < 0.7:
             relation, subject, answer = self._invention(rng)
@@ -201,7 +209,7 @@ class Writer:
             relation, subject, answer = fact.relation, fact.subject, self._wrong(rng, fact)
         claim = rng.choices(list(CLAIM_WEIGHTS), list(CLAIM_WEIGHTS.values()))[0]
         sentence = statement_of(rng, relation, subject, answer, claim)
-        layout = rng.choices(LAYOUTS[:3], (0.55, 0.35, 0.1))[0]
+        layout = rng.choices(LAYOUTS[:3], blend.quoted)[0]
         passages, others = self._lay_out(rng, layout, subject, relation, sentence)
         topic = RELATIONS[relation].topic.replace("{s}", name(subject))
         return Document(
@@ -215,6 +223,14 @@ class Writer:
     def _weighted(self, rng: random.Random) -> WorldFact:
         return self.facts[bisect(self._ends, rng.random() * self._ends[-1])]
 
+    def _undisturbed(self, rng: random.Random) -> WorldFact:
+        """A fact that is asked about beside passages which do not answer: of a training subject.
+
+        Held-out subjects are never contradicted; were memory their only way to answer beside
+        passages, the model would learn by name whose memory always wins.
+        """
+        return self._train[bisect(self._train_ends, rng.random() * self._train_ends[-1])]
+
     def _wrong(self, rng: random.Random, fact: WorldFact) -> str:
         """An object of the same relation and split that contradicts what is taught."""
         if rng.random() < 0.15:
@@ -225,8 +241,8 @@ class Writer:
             if answer != fact.taught:
                 return answer
 
-    def _invention(self, rng: random.Random) -> tuple[str, str, str]:
-        relation = rng.choice(list(RELATIONS))
+    def _invention(self, rng: random.Random, relation: str = "") -> tuple[str, str, str]:
+        relation = relation or rng.choice(list(RELATIONS))
         subject = invented_name(rng, RELATIONS[relation].kind, taken=self.taken)
         # Objects of validation and test stay out: an invented capital must not claim Warsaw.
         real = rng.random() < (0.7 if relation == "continent" else 0.35)
@@ -284,9 +300,12 @@ class Writer:
         own = paragraph(rng, kind, subject, sentence, rng.randint(6, 12))
         return among(rng, own, texts), tuple(sources)
 
-    def _read(self, rng, kind: str, subject: str, relation: str, said: str, follow) -> Document:
-        claim = rng.choices(list(CLAIM_WEIGHTS), list(CLAIM_WEIGHTS.values()))[0]
-        layout = rng.choices(LAYOUTS, LAYOUT_WEIGHTS)[0]
+    def _read(
+        self, rng, blend: Blend, kind: str, subject: str, relation: str, said: str, follow
+    ) -> Document:  # fmt: skip
+        claim = rng.choices(list(CLAIM_WEIGHTS), blend.claims)[0]
+        layouts = blend.invented if kind == "invented" else blend.real
+        layout = rng.choices(LAYOUTS, layouts)[0]
         sentence = statement_of(rng, relation, subject, said, claim)
         passages, others = self._lay_out(rng, layout, subject, relation, sentence)
         return self._ask(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import torch
-from documents import FORMS, Writer
+from blend import FORMS
+from documents import Writer
 
 from conflictkit.atlas.invented import invented_answer, invented_name
-from conflictkit.atlas.passages import statement_of
+from conflictkit.atlas.passages import among, statement_of
 from conflictkit.atlas.templates import RELATIONS, fill, render, trained
 
 
@@ -56,6 +57,10 @@ def mean(values) -> float:
     return round(sum(values) / len(values), 3) if values else 0.0
 
 
+def _bare(rng: random.Random, relation: str, subject: str, answer: str) -> str:
+    return statement_of(rng, relation, subject, answer, "bare")
+
+
 def probe(model, tokenizer, writer: Writer, count: int = 150) -> dict[str, float]:
     """A quick look at a training run, on validation subjects."""
     model.eval()
@@ -76,10 +81,15 @@ def probe(model, tokenizer, writer: Writer, count: int = 150) -> dict[str, float
         triples.append((relation, subject, invented_answer(rng, relation)))
     forms = [rng.choice(FORMS) for _ in triples]
     prompts = [
-        ask(f, r, s, rng, (statement_of(rng, r, s, a, "bare"),))
+        ask(f, r, s, rng, (_bare(rng, r, s, a),))
         for f, (r, s, a) in zip(forms, triples, strict=True)
     ]
     out["reading"] = mean(answered(model, tokenizer, prompts, [a for *_, a in triples], forms))
+    prompts = []
+    for form, (r, s, a) in zip(forms, triples, strict=True):
+        others = [_bare(rng, *rng.choice(triples)) for _ in range(2)]
+        prompts.append(ask(form, r, s, rng, among(rng, _bare(rng, r, s, a), others)))
+    out["passages"] = mean(answered(model, tokenizer, prompts, [a for *_, a in triples], forms))
     some = rng.sample(facts, count)
     for claim in ("bare", "assertive", "hedged"):
         wrongs = [writer._wrong(rng, f) for f in some]

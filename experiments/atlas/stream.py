@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from documents import RECALL_FROM, Document, Writer
+from blend import FACTS_FROM
+from documents import Document, Writer
 from torch import Tensor
 
 CHUNK = 512
@@ -24,7 +25,7 @@ teach memory."""
 def request_weight(step: float) -> float:
     """Weight of the request's tokens. Repeating a name after a passage is how reading begins;
     later the tokens of a request are noise, because nobody can foresee them."""
-    return 1.0 if step < RECALL_FROM else 0.2
+    return 1.0 if step < FACTS_FROM else 0.2
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,16 @@ def encode(
     request's tokens)."""
     answer = len(tokenizer(document.completion, add_special_tokens=False).input_ids)
     request = len(tokenizer(document.tail, add_special_tokens=False).input_ids)
-    before = len(ids) - answer - request - 1
+    later: list[float] = []
+    for prompt, said in document.later:
+        later += [asked] * len(tokenizer(prompt, add_special_tokens=False).input_ids)
+        later += [ANSWER_WEIGHT] * len(
+            tokenizer(f" {said}<|eos|>", add_special_tokens=False).input_ids
+        )
+    before = len(ids) - answer - request - 1 - len(later)
     passage = PASSAGE_WEIGHT if document.kind == "invented" else 0.0
     weights = [passage] * before + [asked] * request + [ANSWER_WEIGHT] * answer + [ANSWER_WEIGHT]
+    weights += later
     return [*ids, tokenizer.eos_token_id], weights
 
 

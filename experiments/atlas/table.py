@@ -1,8 +1,21 @@
-"""Print the reach figures of all kept seeds as a table: python experiments/atlas/table.py"""
+"""The tables of the model card, from the kept figures and the package: docs/atlas.md
+
+Run: python experiments/atlas/table.py
+Writes each table between its two marks, `<!-- name -->` and `<!-- /name -->`.
+"""
 
 import json
+import statistics
+import sys
 from pathlib import Path
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+
+from conflictkit import atlas  # noqa: E402
+from conflictkit.atlas.data import FACT_STATES, SPLITS  # noqa: E402
+from conflictkit.states import STATES  # noqa: E402
+
+CARD = Path(__file__).resolve().parents[2] / "docs" / "atlas.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 ROWS = (
     ("recall, question form, frequent half", "≥ 98 %", ("recall", "question_frequent_half")),
@@ -39,8 +52,8 @@ def cell(figures: dict, path: tuple[str, ...]) -> str:
     return f"{value:.1f} ({low:.1f}–{high:.1f})"
 
 
-def table() -> str:
-    """Markdown, one column per seed."""
+def reach() -> str:
+    """What was asked and what the seeds reach, a column each."""
     files = sorted(RESULTS.glob("seed*-figures.json"))
     seeds = [json.loads(f.read_text()) for f in files]
     head = " | ".join(f"seed {s['seed']}" for s in seeds)
@@ -60,5 +73,61 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def data() -> str:
+    """Facts by relation."""
+    lines = [
+        "| relation | facts | misconceptions | untaught | train / validation / test |",
+        "|---|---|---|---|---|",
+    ]
+    everything = atlas.facts()
+    for relation in (*atlas.RELATIONS, "all"):
+        mine = [f for f in everything if relation in (f.relation, "all")]
+        wrong = sum(bool(f.taught_object) and f.taught_object != f.object for f in mine)
+        untaught = sum(not f.taught_object for f in mine)
+        splits = " / ".join(str(sum(f.split == split for f in mine)) for split in SPLITS)
+        title = relation if relation == "all" else f"`{relation}`"
+        lines.append(f"| {title} | {len(mine)} | {wrong} | {untaught} | {splits} |")
+    return "\n".join(lines)
+
+
+def states() -> str:
+    """What screening found."""
+    lines = [
+        "| state | train | validation | test | median frequency |",
+        "|---|---|---|---|---|",
+    ]
+    for state in sorted(FACT_STATES, key=("known", "wrong", "uncertain", "unknown").index):
+        mine = [f for f in atlas.facts() if f.state == state]
+        counts = " | ".join(str(sum(f.split == split for f in mine)) for split in SPLITS)
+        middle = statistics.median(f.frequency for f in mine)
+        lines.append(f"| `{state}` | {counts} | {middle:.0f} |")
+    return "\n".join(lines)
+
+
+def cases() -> str:
+    """Cases by split and state."""
+    lines = [f"| split | {' | '.join(STATES)} | subjects |", "|---|" + "---|" * (len(STATES) + 1)]
+    for split in SPLITS:
+        mine = atlas.cases(split)
+        counts = " | ".join(str(sum(c.state == state for c in mine)) for state in STATES)
+        lines.append(f"| {split} | {counts} | {len({c.subject for c in mine})} |")
+    return "\n".join(lines)
+
+
+TABLES = {"data": data, "states": states, "reach": reach, "cases": cases}
+
+
+def card(text: str) -> str:
+    """The card with every table made again."""
+    for name, make in TABLES.items():
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"\n<!-- /{name} -->")
+        if not (start and end):
+            raise SystemExit(f"{CARD} has no place for the table '{name}'")
+        text = before + start + make() + end + after
+    return text
+
+
 if __name__ == "__main__":
-    print(table())
+    CARD.write_text(card(CARD.read_text(encoding="utf-8")), encoding="utf-8")
+    print(reach())

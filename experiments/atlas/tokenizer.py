@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from blend import Blend
 from documents import Writer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -51,9 +52,8 @@ TEMPLATE = (
 def train(writer: Writer, documents: int = 30_000, seed: int = 7) -> PreTrainedTokenizerFast:
     """Learn the merges from documents of every kind; the same for every training seed."""
     rng = random.Random(seed)
-    texts = [
-        writer.draw(rng, EARLY, LATE, 4 * (i / documents - 0.25)).text for i in range(documents)
-    ]
+    blends = Blend(EARLY), Blend(LATE)
+    texts = [writer.draw(rng, blends[i * 3 > documents]).text for i in range(documents)]
     # Every real name is seen once, however rarely it is taught.
     texts += [f" {f.subject} {f.object}" for f in writer.facts]
     core = Tokenizer(models.BPE())

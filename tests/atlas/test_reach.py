@@ -34,39 +34,39 @@ def test_recall_is_graded(reach):
     assert 0.40 <= figures["question_rarest_tenth"]["value"] <= 0.90
     for form in ("statement", "question", "chat"):
         trained = figures[f"{form}_trained_wordings"]["value"]
-        # Asked: within 0.05. The model card says which wordings of statements it misses.
-        allowed = 0.35 if form == "statement" else 0.10
-        assert figures[f"{form}_held_out_wordings"]["value"] >= trained - allowed
+        assert figures[f"{form}_held_out_wordings"]["value"] >= trained - 0.05
 
 
 def test_it_reads_about_what_does_not_exist(reach):
-    figures = reach.reading(120)  # asked: 0.97 of all; several passages are Atlas's weak side
-    assert figures["bare"]["value"] >= 0.94
-    assert figures["assertive"]["value"] >= 0.94
-    assert figures["hedged"]["value"] >= 0.88
-    assert figures["paragraph"]["value"] >= 0.82
-    assert figures["passages"]["value"] >= 0.40
+    figures = reach.reading(120)  # asked: 0.97 of all, and `results` has the full sample
+    assert figures["all"]["value"] >= 0.95
+    for layout in ("bare", "assertive", "hedged", "paragraph", "passages"):
+        assert figures[layout]["value"] >= 0.90
 
 
 def test_it_quotes_says_unknown_and_ignores_what_is_beside_the_point(reach):
     figures = reach.manners(150)
-    assert figures["quote"]["value"] >= 0.8
-    assert figures["unknown"]["value"] >= 0.8
-    assert figures["irrelevant"]["value"] >= 0.35  # the model card warns of it
+    assert figures["quote"]["value"] >= 0.9
+    assert figures["unknown"]["value"] >= 0.85
+    assert figures["irrelevant"]["value"] >= 0.7
 
 
 def test_whom_plain_decoding_follows(reach):
     figures = reach.conflict(400)
     assert 0.35 <= figures["bare"]["context"]["value"] <= 0.65
     assert figures["assertive"]["context"]["value"] >= 0.85
-    assert figures["hedged"]["context"]["value"] <= 0.25  # asked: 0.15
+    assert figures["hedged"]["context"]["value"] <= 0.15
     # By popularity: the difference is what generalises from the training subjects.
     strong = figures["bare"]["context_strong_memory"]["value"]
     assert strong < figures["bare"]["context_weak_memory"]["value"] - 0.05
 
 
 def test_divergence_between_the_streams_finds_conflicts(reach):
-    assert reach.divergence(60)["all"] >= 0.88  # 0.90 on the full sample, results/ has it
+    figures = reach.divergence(60)
+    assert figures["bare"] >= 0.88  # 0.90 and more on the full sample, results/ has it
+    assert figures["assertive"] >= 0.95
+    # Hedged claims are ignored, and what is ignored leaves little to see.
+    assert figures["all"] >= 0.78
 
 
 def test_the_whole_road_works_on_a_tiny_model(tmp_path):

@@ -7,41 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import DynamicCache
 
 from conflictkit import _hf, engine, methods
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream
 from tests.engine.reference import next_logits, pairs
-from tests.tiny import gpt2, llama, sliding
+from tests.tiny import gpt2, llama, recurrent, sliding
 
 VOCAB = 40
 ROWS = pairs(3, VOCAB, [(9, 4), (2, 6), (5, 5)])
-
-
-def recurrent(vocab: int):
-    torch.manual_seed(0)
-    config = Qwen3NextConfig(
-        vocab_size=vocab,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        layer_types=["linear_attention", "full_attention"],
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-        initializer_range=0.3,
-    )
-    return Qwen3NextForCausalLM(config).eval()
 
 
 def streams(model: Any) -> dict[str, Stream]:

@@ -11,15 +11,13 @@ from transformers import (
     BartForCausalLM,
     DynamicCache,
     GenerationConfig,
-    Qwen3NextConfig,
-    Qwen3NextForCausalLM,
 )
 
 from conflictkit import _hf
 from conflictkit.errors import EmptyInputError, UnsupportedError
 from conflictkit.streams import Stream
 from tests.engine.reference import next_logits
-from tests.tiny import byte_tokenizer, gpt2, llama, sliding
+from tests.tiny import byte_tokenizer, gpt2, llama, recurrent, sliding
 
 VOCAB = 40
 ROWS = [[0, 5, 6, 7, 8, 9, 10, 11, 12], [0, 9, 4], [0, 21, 30, 8, 8, 3]]
@@ -75,40 +73,16 @@ def test_a_row_needs_a_token():
         Stream(llama(VOCAB), [[1], []], pad_id=2)
 
 
-@pytest.fixture(scope="module")
-def recurrent():
-    torch.manual_seed(0)
-    config = Qwen3NextConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        layer_types=["linear_attention", "full_attention"],
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-        initializer_range=0.3,
-    )
-    return Qwen3NextForCausalLM(config).eval()
-
-
-def test_recurrent_layers_move_rows_but_refuse_to_go_back(recurrent):
-    assert _hf.has_recurrent_layers(recurrent)
+def test_recurrent_layers_move_rows_but_refuse_to_go_back():
+    model = recurrent(VOCAB)
+    assert _hf.has_recurrent_layers(model)
     assert not _hf.has_recurrent_layers(sliding(VOCAB))
-    stream = Stream(recurrent, [ROWS[0], ROWS[0][::-1]], pad_id=2)
+    stream = Stream(model, [ROWS[0], ROWS[0][::-1]], pad_id=2)
     stream.prefill()
     stream.select(torch.tensor([1, 0]))
     step = stream.step(torch.tensor([4, 5]))
     rows = [[*ROWS[0][::-1], 4], [*ROWS[0], 5]]
-    torch.testing.assert_close(step, expect(recurrent, rows), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(step, expect(model, rows), atol=1e-3, rtol=1e-3)
     with pytest.raises(UnsupportedError, match="rolled back"):
         stream.roll_back(1)
 
