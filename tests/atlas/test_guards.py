@@ -87,7 +87,7 @@ def test_ids_differ_from_each_other_and_from_those_of_the_conflicts() -> None:
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize("arguments", [{"split": "dev"}, {"state": "correction"}])
-def test_unknown_names_are_refused_with_the_valid_ones(arguments: dict[str, str]) -> None:
+@pytest.mark.parametrize(("split", "state"), [("dev", None), ("test", "correction")])
+def test_unknown_names_are_refused_with_the_valid_ones(split: str, state: str | None) -> None:
     with pytest.raises(InvalidParameterError, match="test|recall"):
-        guards(**arguments)
+        guards(split, state)
