@@ -142,7 +142,11 @@ def _token(token: Mapping[str, Any], names: Sequence[str], texts: _Texts) -> lis
     scores = [_short(token["scores"].get(name)) for name in names]
     weights = [_short(token["context_weight"]), _short(token["memory_weight"])]
     tops = [
-        [part for text, share in token[top][:CANDIDATES] for part in (texts(text), _mille(share))]
+        [
+            part
+            for text, share in token[top][:CANDIDATES]
+            for part in (texts(text), _per_cent(share))
+        ]
         for top in ("context_top", "memory_top")
     ]
     return [texts(token["text"]), token["id"], scores, *weights, *tops]
@@ -156,11 +160,16 @@ def _short(value: float | None) -> float | int | None:
     return int(rounded) if rounded == int(rounded) else rounded
 
 
-def _mille(share: float | None) -> int | None:
-    """A probability in thousandths; 0 and 1000 only where it is exactly that."""
+def _per_cent(share: float | None) -> int | None:
+    """A probability in whole per cent, as it is shown; -1 below one, 101 above 99, but not 0 or 1.
+
+    Rounded once, here: thousandths rounded again by the page would show 54.47 % as 55 %.
+    """
     if share is None or not math.isfinite(share):
         return None
-    return round(share) * 1000 if share in (0, 1) else min(max(round(share * 1000), 1), 999)
+    if 0 < share < 0.01:
+        return -1
+    return 101 if 0.99 < share < 1 else round(share * 100)
 
 
 def _pack(data: Any) -> str:

@@ -21,6 +21,7 @@ from conflictkit.evaluation.metrics.summary import Summary
 from conflictkit.evaluation.record import Result
 from conflictkit.evaluation.report import page, read
 from conflictkit.evaluation.report.packing import BLOCK
+from conflictkit.trace.layout import percent
 from conflictkit.trace.text import visible
 from conflictkit.types import Case
 from tests.evaluation.report import runs
@@ -104,9 +105,9 @@ def test_every_answer_and_every_token_is_in_the_page(first: Path) -> None:
                 assert [index["texts"][one] for one in flat[::2]] == [
                     text for text, _ in token[name][:3]
                 ]
-                for mille, (_, share) in zip(flat[1::2], token[name], strict=False):
-                    assert mille == pytest.approx(share * 1000, abs=1)
-                    assert (mille == 0, mille == 1000) == (share == 0, share == 1)
+                for whole, (_, share) in zip(flat[1::2], token[name], strict=False):
+                    shown = {-1: "<1 %", 101: ">99 %"}.get(whole, f"{whole} %")
+                    assert shown == percent(share)
 
 
 def test_without_traces_the_cases_stay(first: Path) -> None:

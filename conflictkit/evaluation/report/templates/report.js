@@ -28,11 +28,10 @@
     if (Number(shown) === 0) shown = (0).toFixed(digits);
     return ((sign && Number(shown) >= 0 ? "+" : "") + shown).replace("-", "−");
   };
-  const percent = (mille) => {
-    if (mille === null || mille === undefined) return "–";
-    if (mille > 0 && mille < 10) return "<1 %";
-    if (mille > 990 && mille < 1000) return ">99 %";
-    return `${Math.round(mille / 10)} %`;
+  const percent = (whole) => {
+    if (whole === null || whole === undefined) return "–";
+    if (whole < 0) return "<1 %";
+    return whole > 100 ? ">99 %" : `${whole} %`;
   };
 
   async function unpack(id) {
