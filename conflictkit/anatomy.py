@@ -1,0 +1,254 @@
+"""Where a decoder's layers, heads, MLPs, final norm and unembedding are.
+
+One rule finds them in every architecture of transformers that we tried; `LAYOUTS` holds what the
+rule cannot know, and is where to add a model of your own:
+
+>>> from conflictkit import anatomy
+>>> anatomy.LAYOUTS["my_model"] = anatomy.Layout(layers="model.blocks", output="out", mlp="ffn")
+>>> _ = anatomy.LAYOUTS.pop("my_model")
+
+A head's place is the slice `[h * head_dim : (h + 1) * head_dim]` of the output projection's input,
+where the heads' outputs stand side by side (query heads, also with grouped keys and values).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch.nn import Module, ModuleList
+
+from conflictkit import _hf
+from conflictkit.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What to use instead of the rule; None: let the rule find it.
+
+    Attributes:
+        layers: dotted path of the list of layers, from the model.
+        attention: name of the attention module in a layer.
+        output: name of the output projection in the attention module.
+        mlp: name, in a layer, of the module whose output is what the MLP adds.
+        norm: dotted path of the final norm, from the model; "": there is none.
+        heads: number of query heads.
+    """
+
+    layers: str | None = None
+    attention: str | None = None
+    output: str | None = None
+    mlp: str | None = None
+    norm: str | None = None
+    heads: int | None = None
+
+
+LAYOUTS: dict[str, Layout] = {
+    "opt": Layout(mlp="fc2"),  # two linears on the layer itself
+    "mpt": Layout(mlp="ffn", norm="transformer.norm_f"),
+}
+"""`config.model_type` -> what the rule cannot know of such models. Add yours before loading."""
+
+_OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo", "attn_out")
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's parts, by layer.
+
+    Attributes:
+        layers: the decoder's layers.
+        attentions: the attention module of each; None in a layer without heads (linear attention).
+        outputs: the output projection of each attention, `[heads * head_dim] -> [width]`.
+        mlps: the module of each layer whose output is what the MLP adds to the stream.
+        attention_norms: of each layer, the norm that follows the attention before its output is
+            added (Gemma 2 and 3, OLMo 2); None elsewhere.
+        norm: the final norm; None if there is none.
+        unembed: width -> vocabulary.
+        heads, kv_heads: query heads, and key-value heads that they share.
+        head_dim: width of one head's output.
+        width: of the residual stream.
+        residual_scale: what a layer's additions to the stream are multiplied by (Granite).
+        parallel: attention and MLP read the same stream (GPT-NeoX, Falcon).
+    """
+
+    layers: tuple[Module, ...]
+    attentions: tuple[Module | None, ...]
+    outputs: tuple[Module | None, ...]
+    mlps: tuple[Module, ...]
+    attention_norms: tuple[Module | None, ...]
+    norm: Module | None
+    unembed: Module
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+    residual_scale: float
+    parallel: bool
+
+    def slice_of(self, head: int) -> slice:
+        """Where head `head` stands in the output projection's input."""
+        return slice(head * self.head_dim, (head + 1) * self.head_dim)
+
+    def names(self) -> tuple[tuple[int, int], ...]:
+        """Every head as `(layer, head)`, both counted from 0."""
+        with_heads = [layer for layer, one in enumerate(self.outputs) if one is not None]
+        return tuple((layer, head) for layer in with_heads for head in range(self.heads))
+
+
+def find(model: Any) -> Anatomy:
+    """The anatomy of a loaded transformers model, PEFT's and torch.compile's wrappers included.
+
+    Raises:
+        UnsupportedError: the rule does not find some part; the message says what to type.
+    """
+    model = _hf.unwrapped(model)
+    config = model.config.get_text_config()
+    layout = LAYOUTS.get(config.model_type, Layout())
+    layers = tuple(_layers(model, config, layout))
+    attentions = tuple(_attention(layer, layout) for layer in layers)
+    if not any(attentions):
+        raise _unknown(model, "attention", f"none of {_children(layers[0])} in a layer is one")
+    outputs = tuple(_output(model, one, layout) if one is not None else None for one in attentions)
+    heads = layout.heads or getattr(config, "num_attention_heads", None)
+    first = next(one for one in outputs if one is not None)
+    inner = _inner_width(first)
+    if not heads or inner % heads:
+        raise _unknown(model, "heads", f"{heads} does not divide the {inner} inputs of its output")
+    unembed = model.get_output_embeddings()
+    if unembed is None:
+        raise UnsupportedError(f"{type(model).__name__} has no unembedding: load a language model")
+    return Anatomy(
+        layers=layers,
+        attentions=attentions,
+        outputs=outputs,
+        mlps=tuple(_mlp(model, layer, layout) for layer in layers),
+        attention_norms=tuple(_after_attention(layer) for layer in layers),
+        norm=_norm(model, layout),
+        unembed=unembed,
+        heads=heads,
+        kv_heads=_kv_heads(config, heads),
+        head_dim=inner // heads,
+        width=model.get_input_embeddings().weight.shape[-1],
+        residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
+        parallel=_is_parallel(config, layers[0]),
+    )
+
+
+def _layers(model: Any, config: Any, layout: Layout) -> ModuleList:
+    if layout.layers is not None:
+        found = _at(model, layout.layers)
+        if not isinstance(found, ModuleList) or not len(found):
+            raise _unknown(model, "layers", f"there is no list of layers at '{layout.layers}'")
+        return found
+    decoder = model.get_decoder()
+    whole = set(model._no_split_modules or ())
+    lists = [
+        one
+        for one in decoder.modules()
+        if isinstance(one, ModuleList)
+        and len(one) == config.num_hidden_layers
+        and all(type(layer).__name__ in whole for layer in one)
+    ]
+    if len(lists) != 1:
+        raise _unknown(model, "layers", f"{len(lists)} lists of layers")
+    return lists[0]
+
+
+def _attention(layer: Module, layout: Layout) -> Module | None:
+    if layout.attention is not None:
+        return getattr(layer, layout.attention, None)
+    found = [one for one in layer.children() if "Attention" in type(one).__name__]
+    return found[0] if found else None
+
+
+def _output(model: Any, attention: Module, layout: Layout) -> Module:
+    names = _OUTPUTS if layout.output is None else (layout.output,)
+    children = dict(attention.named_children())
+    found = [children[name] for name in names if name in children]
+    # GPT-2's own `c_proj` is a Conv1D; both kinds, and wrappers of them, have a weight.
+    if len(found) != 1 or _inner_width(found[0]) == 0:
+        raise _unknown(model, "output", f"none of {_children(attention)} in {_kind(attention)} is")
+    return found[0]
+
+
+def _inner_width(projection: Module) -> int:
+    """Width of a projection's input: Linear, GPT-2's Conv1D, PEFT's and quantised ones."""
+    base = getattr(projection, "base_layer", projection)
+    known = getattr(base, "in_features", None) or getattr(base, "nx", None)
+    return int(known or 0)
+
+
+def _mlp(model: Any, layer: Module, layout: Layout) -> Module:
+    name = layout.mlp or "mlp"
+    found = getattr(layer, name, None)
+    if not isinstance(found, Module):
+        raise _unknown(model, "mlp", f"none of {_children(layer)} in {_kind(layer)} is")
+    return found
+
+
+def _after_attention(layer: Module) -> Module | None:
+    # By its name alone this norm stands before the MLP (Llama); with a second one behind the MLP
+    # it stands behind the attention.
+    if getattr(layer, "post_feedforward_layernorm", None) is None:
+        return None
+    return getattr(layer, "post_attention_layernorm", None)
+
+
+def _norm(model: Any, layout: Layout) -> Module | None:
+    if layout.norm == "":
+        return None
+    if layout.norm is not None:
+        found = _at(model, layout.norm)
+        if not isinstance(found, Module):
+            raise _unknown(model, "norm", f"there is nothing at '{layout.norm}'")
+        return found
+    children = dict(model.get_decoder().named_children())
+    # The rule is silent where there is none: OPT-350m normalises behind each block.
+    return next((children[name] for name in _NORMS if name in children), None)
+
+
+def _kv_heads(config: Any, heads: int) -> int:
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", 0):
+        return 1  # Falcon's own number then means nothing
+    for name in ("num_key_value_heads", "num_kv_heads"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return heads
+
+
+def _is_parallel(config: Any, layer: Module) -> bool:
+    for name in ("use_parallel_residual", "parallel_attn", "new_decoder_architecture"):
+        if getattr(config, name, False):
+            return True
+    return config.model_type in ("gptj", "phi", "cohere", "cohere2", "codegen")
+
+
+def _at(model: Any, path: str) -> Any:
+    found = model
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _kind(module: Module) -> str:
+    return type(module).__name__
+
+
+def _children(module: Module) -> str:
+    return ", ".join(f"'{name}'" for name, _ in module.named_children()) or "nothing"
+
+
+def _unknown(model: Any, part: str, why: str) -> UnsupportedError:
+    kind = model.config.get_text_config().model_type
+    example = {"layers": "model.layers", "attention": "self_attn", "output": "o_proj"}
+    example |= {"mlp": "mlp", "norm": "model.norm"}
+    names = [one.name for one in fields(Layout)]
+    value = "8" if part == "heads" else f"'{example[part]}'"
+    return UnsupportedError(
+        f"{type(model).__name__}: its {part} cannot be found ({why}). Say where: "
+        f"conflictkit.anatomy.LAYOUTS['{kind}'] = conflictkit.anatomy.Layout({part}={value}) "
+        f"(known: {', '.join(names)})"
+    )

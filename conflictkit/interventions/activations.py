@@ -1,0 +1,324 @@
+"""What every change to activations shares: inert hooks, who is edited where, and the handle.
+
+A hook belongs to no edit: it asks the current context (`contextvars`) for edits of its module and
+finds none unless one was attached there. So two threads never see each other's edits, a copy of an
+attached model is not edited, and a model that nothing acts on computes as if it had no hooks.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from conflictkit import _hf, anatomy
+from conflictkit.errors import InvalidParameterError
+
+Spread = Callable[[Tensor], Tensor]
+"""`[rows, ...]` values of the prompts -> `[batch, ...]` of the rows that a pass reads."""
+
+Change = Callable[[Tensor, Spread], Tensor]
+"""`[batch, new, heads * head_dim]` -> the same, changed; or itself, if there is nothing to do."""
+
+Positions = str | tuple[int, int] | None
+"""None: everywhere; `prompt`, `last` (the prompt's last position), `answer`; or (start, stop)."""
+
+WORDS = ("prompt", "last", "answer")
+
+
+class Edit(Protocol):
+    """A change to activations as data; `plan` makes it concrete for one model."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes anything, or only looks."""
+        ...
+
+    @property
+    def positions(self) -> Positions:
+        """Where in each row it acts."""
+        ...
+
+    def plan(self, body: anatomy.Anatomy) -> Mapping[Module, Change]:
+        """Output projection -> what to do with its input. Raises before anything is attached."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward of a model: which positions of each row it reads.
+
+    Attributes:
+        positions: `[batch, new]` index of each token in its row, padding not counted; -1 at
+            padding.
+    """
+
+    positions: Tensor
+
+    @classmethod
+    def of(cls, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Pass | None:
+        """From what a model's forward is called with; None if it says nothing of rows."""
+        ids = named.get("input_ids", arguments[0] if arguments else None)
+        ids = named.get("inputs_embeds") if ids is None else ids
+        if not isinstance(ids, Tensor):
+            return None
+        batch, new = ids.shape[:2]
+        mask, given = named.get("attention_mask"), named.get("position_ids")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            counted = mask.long().cumsum(-1) - 1
+            return cls(counted.masked_fill(mask == 0, -1)[:, -new:])
+        if isinstance(given, Tensor) and given.shape[-1] == new:
+            return cls(given.expand(batch, new))
+        cache = named.get("past_key_values")
+        start = 0 if cache is None else _hf.cached_length(cache)
+        places = torch.arange(start, start + new, device=ids.device)
+        return cls(places.expand(batch, new))
+
+
+@dataclass(eq=False)
+class Running:
+    """An edit at work on one model.
+
+    Attributes:
+        changes: module -> what is done to its input.
+        positions: as in `Edit`.
+        prompt_lengths: `[rows]` tokens of each row's prompt, where positions are words.
+        rows: `[batch]` for each row of the batch, whose of the prompts' values it takes; None: in
+            order, repeated evenly (as beams and several answers per prompt repeat the rows).
+        on: whether it acts.
+        count: positions changed so far.
+        idle: the newest pass met it with nothing to do (factors of 1).
+    """
+
+    changes: Mapping[Module, Change]
+    positions: Positions = None
+    prompt_lengths: Tensor | None = None
+    rows: Tensor | None = None
+    on: bool = True
+    count: Tensor | int = 0
+    idle: bool = False
+    _counting: Module | None = None
+
+    def apply(self, module: Module, values: Tensor, where: Pass | None) -> Tensor:
+        """The changed input of `module`."""
+        changed = self.changes[module](values, partial(self.spread, batch=len(values)))
+        self.idle = changed is values
+        if self.idle:
+            return values
+        mine = self._mine(values, where)
+        if mine is not None:
+            changed = torch.where(mine.unsqueeze(-1), changed, values)
+        self._counting = self._counting or module  # one of the modules: each reads every position
+        if module is self._counting:
+            # No transfer to the host here: it would wait for the device at every step.
+            self.count = self.count + (values[..., 0].numel() if mine is None else mine.sum())
+        return changed
+
+    def _mine(self, values: Tensor, where: Pass | None) -> Tensor | None:
+        if self.positions is None:
+            return None
+        if where is None or where.positions.shape != values.shape[:2]:
+            raise InvalidParameterError(
+                f"positions={self.positions!r}: this forward does not say which positions it reads"
+            )
+        places = where.positions.to(values.device)
+        if isinstance(self.positions, tuple):
+            start, stop = self.positions
+            return (places >= start) & (places < stop)
+        if self.prompt_lengths is None:
+            raise InvalidParameterError(f"positions='{self.positions}' needs prompt_lengths")
+        ends = self.spread(self.prompt_lengths.to(places.device), len(places))[:, None]
+        if self.positions == "prompt":
+            return (places >= 0) & (places < ends)
+        return places == ends - 1 if self.positions == "last" else places >= ends
+
+    def spread(self, values: Tensor, batch: int) -> Tensor:
+        """`[rows, ...]` values of the prompts for the `batch` rows of a pass.
+
+        Raises:
+            InvalidParameterError: the batch is no multiple of the rows.
+        """
+        if self.rows is not None:
+            return values[self.rows.to(values.device)]
+        if batch % len(values):
+            raise InvalidParameterError(f"an edit of {len(values)} rows met a batch of {batch}")
+        again = batch // len(values)
+        return values if again == 1 else values.repeat_interleave(again, 0)
+
+
+_ACTIVE: ContextVar[tuple[weakref.ref[Running], ...]] = ContextVar("edits", default=())
+_WHERE: ContextVar[Pass | None] = ContextVar("where", default=None)
+
+
+def _on_input(module: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    changed = None
+    for reference in _ACTIVE.get():
+        running = reference()
+        if running is not None and running.on and module in running.changes:
+            values = arguments[0] if changed is None else changed
+            changed = running.apply(module, values, _WHERE.get())
+    return None if changed is None or changed is arguments[0] else (changed, *arguments[1:])
+
+
+def _on_forward(module: Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    running = [reference() for reference in _ACTIVE.get()]
+    wanted = any(one is not None and one.positions is not None for one in running)
+    _WHERE.set(Pass.of(arguments, named) if wanted else None)
+
+
+class _Hooks:
+    """The hooks of one model, shared by all who edit it; gone with the last of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._kept: weakref.WeakKeyDictionary[Module, tuple[int, Any]] = weakref.WeakKeyDictionary()
+
+    def add(self, modules: Sequence[tuple[Module, bool]]) -> None:
+        """Put a hook on each module (`True`: on a whole decoder); all of them or none."""
+        done: list[Module] = []
+        with self._lock:
+            try:
+                for module, whole in modules:
+                    users, hook = self._kept.get(module, (0, None))
+                    if hook is None:
+                        hook = (
+                            module.register_forward_pre_hook(_on_forward, with_kwargs=True)
+                            if whole
+                            else module.register_forward_pre_hook(_on_input)
+                        )
+                    self._kept[module] = (users + 1, hook)
+                    done.append(module)
+            except BaseException:
+                self.remove(done)
+                raise
+
+    def remove(self, modules: Sequence[Module]) -> None:
+        """Take them back, each once."""
+        with self._lock:
+            for module in modules:
+                users, hook = self._kept.pop(module)
+                if users > 1:
+                    self._kept[module] = (users - 1, hook)
+                else:
+                    hook.remove()
+
+
+_HOOKS = _Hooks()
+
+
+@contextmanager
+def active(running: Sequence[Running]) -> Iterator[None]:
+    """Let edits whose hooks are there act on what this context computes."""
+    token = _ACTIVE.set((*_ACTIVE.get(), *map(weakref.ref, running)))
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+class Handle:
+    """An edit attached to a model: acts in the thread (context) that attached it until detached.
+
+    Detaching twice is harmless, handles may go in any order, and a handle that is thrown away
+    detaches itself. A thread started meanwhile is not edited, unless it runs in
+    `contextvars.copy_context()`.
+
+    Args:
+        model: a transformers model.
+        edits: what to do, in order.
+        prompt_lengths: tokens of each row's prompt; needed where positions are words.
+
+    Raises:
+        UnsupportedError: the model's parts cannot be found.
+        InvalidParameterError: an edit does not fit the model. Nothing is attached then.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        edits: Sequence[Edit],
+        *,
+        prompt_lengths: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        whole = _hf.unwrapped(model).get_decoder()  # PEFT goes round the hooks of the model itself
+        lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
+        body = anatomy.find(model)
+        self.running = [
+            Running(edit.plan(body), check_positions(edit.positions, lengths), lengths)
+            for edit in edits
+        ]
+        targets = list(dict.fromkeys(m for one in self.running for m in one.changes))
+        _HOOKS.add([(whole, True), *((module, False) for module in targets)])
+        self._finish = weakref.finalize(self, _HOOKS.remove, [whole, *targets])
+        self._writes = any(edit.writes for edit in edits)
+        self._mine = tuple(map(weakref.ref, self.running))
+        _ACTIVE.set((*_ACTIVE.get(), *self._mine))
+
+    @property
+    def edits(self) -> int:
+        """Positions changed so far (rows times positions; waits for the device)."""
+        return sum(int(one.count) for one in self.running)
+
+    @property
+    def attached(self) -> bool:
+        """Whether it still acts."""
+        return self._finish.alive
+
+    def detach(self) -> None:
+        """Take the edit back; the model then computes as before, bit for bit."""
+        for one in self.running:
+            one.on = False  # also where this handle's thread cannot reach
+        _ACTIVE.set(tuple(one for one in _ACTIVE.get() if one not in self._mine))
+        self._finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+        idle = all(one.idle for one in self.running)
+        if kind is None and self._writes and not idle and not self.edits:
+            warnings.warn(
+                "an edit was attached and changed nothing: no forward of this model ran in the "
+                "thread that attached it, or none reached its positions",
+                stacklevel=2,
+            )
+
+
+def check_positions(positions: Any, lengths: Tensor | None) -> Positions:
+    """`positions` as an edit may have them.
+
+    Raises:
+        InvalidParameterError: neither None, one of the words, nor (start, stop); or a word without
+            the prompts' lengths.
+    """
+    if positions is None:
+        return None
+    if isinstance(positions, str) and positions in WORDS:
+        if lengths is None:
+            raise InvalidParameterError(
+                f"positions='{positions}' needs prompt_lengths=, the tokens of each row's prompt"
+            )
+        return positions
+    pair = tuple(positions) if isinstance(positions, list | tuple) else ()
+    if len(pair) == 2 and all(type(one) is int and one >= 0 for one in pair) and pair[0] < pair[1]:
+        return pair
+    raise InvalidParameterError(
+        f"positions must be None, {', '.join(map(repr, WORDS))} or (start, stop), not {positions!r}"
+    )
