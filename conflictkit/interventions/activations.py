@@ -11,7 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -96,6 +96,7 @@ class Running:
         prompt_lengths: `[rows]` tokens of each row's prompt, where positions are words.
         rows: `[batch]` for each row of the batch, whose of the prompts' values it takes; None: in
             order, repeated evenly (as beams and several answers per prompt repeat the rows).
+        only: `[prompts]` bool, whose rows it acts on; None: all.
         on: whether it acts.
         count: positions changed so far.
         idle: the newest pass met it with nothing to do (factors of 1).
@@ -105,6 +106,7 @@ class Running:
     positions: Positions = None
     prompt_lengths: Tensor | None = None
     rows: Tensor | None = None
+    only: Tensor | None = None
     on: bool = True
     count: Tensor | int = 0
     idle: bool = False
@@ -126,6 +128,14 @@ class Running:
         return changed
 
     def _mine(self, values: Tensor, where: Pass | None) -> Tensor | None:
+        """`[batch, new]` bool, the positions it acts on; None: all of them."""
+        here = self._here(values, where)
+        if self.only is None:
+            return here
+        rows = self.spread(self.only.to(values.device), len(values))[:, None]
+        return rows.expand(values.shape[:2]) if here is None else rows & here
+
+    def _here(self, values: Tensor, where: Pass | None) -> Tensor | None:
         if self.positions is None:
             return None
         if where is None or where.positions.shape != values.shape[:2]:
@@ -227,21 +237,18 @@ def active(running: Sequence[Running]) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
-class Handle:
-    """An edit attached to a model: acts in the thread (context) that attached it until detached.
-
-    Detaching twice is harmless, handles may go in any order, and a handle that is thrown away
-    detaches itself. A thread started meanwhile is not edited, unless it runs in
-    `contextvars.copy_context()`.
+class Edits:
+    """Edits of one model whose hooks are in place; they act inside `at_work`.
 
     Args:
         model: a transformers model.
         edits: what to do, in order.
         prompt_lengths: tokens of each row's prompt; needed where positions are words.
+        only: for each edit, `[prompts]` bool, whose rows it acts on, or None: all.
 
     Raises:
         UnsupportedError: the model's parts cannot be found.
-        InvalidParameterError: an edit does not fit the model. Nothing is attached then.
+        InvalidParameterError: an edit does not fit the model. No hook is left then.
     """
 
     def __init__(
@@ -250,37 +257,60 @@ class Handle:
         edits: Sequence[Edit],
         *,
         prompt_lengths: Sequence[int] | Tensor | None = None,
+        only: Sequence[Tensor | None] | None = None,
     ) -> None:
         whole = _hf.unwrapped(model).get_decoder()  # PEFT goes round the hooks of the model itself
         lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
         body = anatomy.find(model)
+        whose = only or [None] * len(edits)
         self.running = [
-            Running(edit.plan(body), check_positions(edit.positions, lengths), lengths)
-            for edit in edits
+            Running(edit.plan(body), check_positions(edit.positions, lengths), lengths, only=mine)
+            for edit, mine in zip(edits, whose, strict=True)
         ]
         targets = list(dict.fromkeys(m for one in self.running for m in one.changes))
         _HOOKS.add([(whole, True), *((module, False) for module in targets)])
-        self._finish = weakref.finalize(self, _HOOKS.remove, [whole, *targets])
+        self._hooks = weakref.finalize(self, _HOOKS.remove, [whole, *targets])
         self._writes = any(edit.writes for edit in edits)
-        self._mine = tuple(map(weakref.ref, self.running))
-        _ACTIVE.set((*_ACTIVE.get(), *self._mine))
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Let them act on what this context computes."""
+        return active(self.running)
+
+    def select(self, index: Tensor) -> None:
+        """Go on with the rows `index` of the batch."""
+        for one in self.running:
+            one.rows = index if one.rows is None else one.rows[index.to(one.rows.device)]
 
     @property
     def edits(self) -> int:
         """Positions changed so far (rows times positions; waits for the device)."""
         return sum(int(one.count) for one in self.running)
 
+
+class Handle(Edits):
+    """Edits that act at once, in the thread (context) that attached them, until detached.
+
+    Detaching twice is harmless, handles may go in any order, and a handle that is thrown away
+    detaches itself. A thread started meanwhile is not edited, unless it runs in
+    `contextvars.copy_context()`. Arguments and errors: see `Edits`.
+    """
+
+    def __init__(self, model: Any, edits: Sequence[Edit], **options: Any) -> None:
+        super().__init__(model, edits, **options)
+        self._mine = tuple(map(weakref.ref, self.running))
+        _ACTIVE.set((*_ACTIVE.get(), *self._mine))
+
     @property
     def attached(self) -> bool:
         """Whether it still acts."""
-        return self._finish.alive
+        return self._hooks.alive
 
     def detach(self) -> None:
         """Take the edit back; the model then computes as before, bit for bit."""
         for one in self.running:
             one.on = False  # also where this handle's thread cannot reach
         _ACTIVE.set(tuple(one for one in _ACTIVE.get() if one not in self._mine))
-        self._finish()
+        self._hooks()
 
     def __enter__(self) -> Self:
         return self

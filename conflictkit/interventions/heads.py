@@ -180,17 +180,14 @@ def checked(owner: str, values: Mapping[Head, Strength]) -> dict[Head, float | t
         known = isinstance(head, tuple) and len(head) == 2
         if not known or any(type(part) is not int or part < 0 for part in head):
             raise InvalidParameterError(f"{owner}: a head is (layer, head) from 0, not {head!r}")
-        if isinstance(value, Tensor):
-            value = value.tolist()
-        several = list(value) if isinstance(value, Sequence) and value else [value]
-        for number in several:
-            real = isinstance(number, numbers.Real) and not isinstance(number, bool)
-            if isinstance(value, str) or not real or not math.isfinite(number):
-                raise InvalidParameterError(
-                    f"{owner}: head {head}: expected a finite number, or one per row, not {value!r}"
-                )
-        numbers_ = tuple(float(number) for number in several)
-        found[head] = numbers_ if isinstance(value, Sequence) else numbers_[0]
+        given: Any = value.tolist() if isinstance(value, Tensor) else value
+        several: list[Any] = list(given) if isinstance(given, list | tuple) and given else [given]
+        if not all(map(_is_finite, several)):
+            raise InvalidParameterError(
+                f"{owner}: head {head}: expected a finite number, or one per row, not {value!r}"
+            )
+        amounts = tuple(float(number) for number in several)
+        found[head] = amounts if isinstance(given, list | tuple) else amounts[0]
     rows = {len(value) for value in found.values() if isinstance(value, tuple)}
     if len(rows) > 1:
         raise InvalidParameterError(f"{owner}: heads with {sorted(rows)} rows")
