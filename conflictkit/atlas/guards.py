@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 QUOTE_TOKENS = 20
 """Tokens that the answer of a `quoting` case has at least, with Atlas's tokenizer."""
-_COUNT = {"train": 100, "validation": 50, "test": 100}
+_COUNT = 200
+"""Cases of every guard in every split."""
 _LAYOUTS, _LAYOUT_WEIGHTS = ("sentence", "passages", "paragraph"), (0.5, 0.3, 0.2)
 
 
@@ -68,7 +69,7 @@ def guards(
 def _build(split: str, screened: tuple[Fact, ...]) -> tuple[Case, ...]:
     rng = random.Random(f"guards/{split}")
     known = [f for f in screened if f.split == split and f.state == "known"]
-    count = _COUNT[split]
+    count = _COUNT
     made = [_recall(rng, fact) for fact in rng.sample(known, min(count, len(known)))]
     made += [_reading(rng, split) for _ in range(count)]
     told = rng.sample(known, min(count // 2, len(known)))
@@ -106,7 +107,8 @@ def _quoting(rng: random.Random, fact: Fact, known: list[Fact]) -> Case:
         sentence = statement_of(rng, fact.relation, fact.subject, said, kind)
         if _tokens(sentence) >= QUOTE_TOKENS:
             break
-    pool = [f for f in known if f.subject != fact.subject]
+    # No other passage may speak of the subject: "Georgia" is a country, and part of other names.
+    pool = [f for f in known if fact.subject not in f.subject and fact.subject not in f.object]
     others = [_sentence(rng, f) for f in rng.sample(pool, rng.randint(1, 3))]
     topic = RELATIONS[fact.relation].topic.replace("{s}", name(fact.subject))
     return Case(

@@ -5,7 +5,8 @@ leaves the context alone before it judges, these are exactly the answers that a 
 that weight would give, so that a setting can be tried on the cases without asking the model again.
 
 A logistic regression then learns, from the signals at the first disagreement, whether the context
-was right: yes in cases of correction, no in cases of resistance and of irrelevant context. How its
+was right: yes in cases of correction and of quoting, no in cases of resistance and of irrelevant
+context. How its
 log odds g become weights is chosen by those answers: `tau = reach sigmoid(sharpness (g + shift))`
 with the largest sum of the minimum (of correction and resistance) and the harmonic mean (of the
 four states), among the settings that lose at most a point of agreement and of quoting against
@@ -64,7 +65,7 @@ ALLOWED = 0.01
 KEPT = ("agreement", "quoting")
 _WEIGHTS = tuple(n / 10 for n in range(11))
 _PLAIN = 1.0
-_RIGHT, _WRONG = ("correction",), ("resistance", "irrelevant")
+_RIGHT, _WRONG = ("correction", "quoting"), ("resistance", "irrelevant")
 _USED = (*HARMONIC, "quoting")
 _RESAMPLES = 2000
 _DIGITS = 6

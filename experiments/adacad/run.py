@@ -20,7 +20,7 @@ from scipy import stats  # noqa: E402
 
 from conflictkit.evaluation import Run  # noqa: E402
 
-STATIC = ("cad?alpha=0.25", "cad?alpha=0.5", "cad")
+STATIC = ("cad?alpha=0.1", "cad?alpha=0.15", "cad?alpha=0.25", "cad?alpha=0.5", "cad")
 METHODS = ("plain", *STATIC, "adacad", "adacad?threshold=0.3")
 CONFLICTS = ("correction", "resistance")
 
@@ -51,9 +51,13 @@ def says(run: Run) -> list[str]:
             f"the static strengths that gain at least as much correction lose "
             f"{100 * least:.1f} points of agreement or more, `adacad` {100 * lost['adacad']:.1f}"
         )
+    less = least is None or least > lost["adacad"]
+    harmless = not claims.loses(run, "adacad", "agreement")
+    if less and not harmless:
+        kept += "; that is less harm, not none: its own loss is beyond the interval"
     lines.append(
         f"- *A weight that follows the divergence keeps the gain without the harm*: "
-        f"{_verdict(least is None or least > lost['adacad'])} ({kept})."
+        f"{_verdict(less and harmless)} ({kept})."
     )
     weights = extra_weight(run)
     area = auroc(weights)

@@ -17,9 +17,12 @@ OBSCURE = 0.95
 """In the finish, a hedged claim about a fact in the rest behind this part is followed: memory of
 those is no better than a rumour."""
 LAYOUTS = ("sentence", "passages", "paragraph", "long")
-FACTS_FROM, ALL_KINDS, SETTLE_FROM, FINISH_FROM, LAST_FROM = 2600, 3400, 7500, 10500, 14500
+FACTS_FROM, ALL_KINDS, SETTLE_FROM, FINISH_FROM = 2600, 3400, 7500, 10500
 """Until the first step `MIX_EARLY` holds (reading before facts), from the second on `MIX`, from
 the third on `MIX_SETTLE`; between the first two the one changes into the other evenly."""
+LAST_FROM, READ_FROM = 14500, 15000
+"""From the first of these steps on a bare claim has to overcome more popular facts; from the second
+on half of the documents are read about invented subjects or in conflict, in longer layouts."""
 BINDING = (700, 1200)
 """Between these steps single sentences give way to several passages, of which only one answers."""
 MIX_EARLY = {"invented": 0.64, "memory": 0.12, "quote": 0.21, "unknown": 0.03}
@@ -51,6 +54,15 @@ MIX_FINISH = {
     "unknown": 0.02,
     "quote": 0.05,
 }
+MIX_READ = {
+    "memory": 0.32,
+    "invented": 0.33,
+    "conflict": 0.18,
+    "agree": 0.04,
+    "irrelevant": 0.07,
+    "unknown": 0.02,
+    "quote": 0.04,
+}
 
 
 @dataclass(frozen=True)
@@ -81,11 +93,13 @@ class Blend:
 def blend(step: float) -> Blend:
     """What a run reads at a step."""
     late = _ramp(step, FACTS_FROM, ALL_KINDS)
+    finish = MIX_READ if step >= READ_FROM else MIX_FINISH
+    bound_layouts = (0.45, 0.34, 0.2, 0.01) if step >= READ_FROM else (0.42, 0.48, 0.09, 0.01)
     kinds = {kind: (1 - late) * MIX_EARLY.get(kind, 0.0) + late * MIX[kind] for kind in MIX}
     bound = _ramp(step, *BINDING)
-    layouts = zip(Blend.invented, (0.42, 0.48, 0.09, 0.01), strict=True)
+    layouts = zip(Blend.invented, bound_layouts, strict=True)
     return Blend(
-        MIX_FINISH if step >= FINISH_FROM else MIX_SETTLE if step >= SETTLE_FROM else kinds,
+        finish if step >= FINISH_FROM else MIX_SETTLE if step >= SETTLE_FROM else kinds,
         tuple((1 - bound) * a + bound * b for a, b in layouts),
         (0.68, 0.24, 0.075, 0.005),
         0.5 * bound,

@@ -29,13 +29,13 @@ import world  # noqa: E402
 from documents import Writer  # noqa: E402
 from optim import Muon  # noqa: E402
 
-STEPS = 15000
+STEPS = 15800
 TOKENS = 850
 MUON_LR, ADAM_LR = 0.01, 2e-3
 RATES = (
     (0, 0.0), (105, 1.0), (1200, 1.0), (1900, 0.42), (7000, 0.3), (10500, 0.015),
     (10600, 0.18), (14500, 0.01), (14530, 0.06),
-    (STEPS, 0.005),
+    (15000, 0.005), (15030, 0.05), (STEPS, 0.003),
 )  # fmt: skip
 """Learning rate factor at these steps, straight lines between them; scaled with `--steps`."""
 CHECKPOINT_SECONDS = 180

@@ -36,7 +36,7 @@ ALLOWED = 0.01
 LEAST = 20
 """Cases that a cell needs to count among the worst."""
 WORST = 4
-_CONSTANT = ("plain", "memory", "interpolate?weight=0.1:0.9:0.1")
+_CONSTANT = ("plain", "memory", "interpolate?weight=0.05:0.95:0.05")
 _CAD = ("cad?alpha=0.1", "cad?alpha=0.25:2:0.25")
 SWEEPS: Mapping[str, Sequence[str]] = {
     "plain": ("plain",),
@@ -44,7 +44,7 @@ SWEEPS: Mapping[str, Sequence[str]] = {
     "best constant weight": (*_CONSTANT, *_CAD),
     "cad": _CAD,
     "adacad": ("adacad?threshold=0:0.6:0.1",),
-    "coiecd": ("coiecd?beta=0.25:1:0.25&ratio=2:8:2",),
+    "coiecd": ("coiecd?beta=0.25:1:0.25&ratio=1:8:1",),
     "ck-plug": ("ck-plug", "ck-plug?alpha=0:1:0.1"),
     "arr": ("arr",),
     "grd": tuple(f"grd?depth=0:1:0.25&gate={gate}" for gate in ("full", "confidence", "entropy")),
@@ -53,7 +53,25 @@ GATE = "memory-confidence gate"
 GATES = {
     text: Policy.of("memory", when=text)
     for moment in ("", " at prompt")
-    for bound in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+    for bound in (
+        0.05,
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        0.95,
+        0.99,
+        0.992,
+        0.995,
+        0.998,
+        0.999,
+        0.9995,
+    )
     for text in (f"memory-confidence > {bound:g}{moment}",)
 }
 

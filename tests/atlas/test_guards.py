@@ -9,17 +9,18 @@ from conflictkit.atlas import cases, facts, guards, path, templates
 from conflictkit.atlas.invented import is_held_out
 from conflictkit.errors import InvalidParameterError
 
-SPLITS = {"train": 100, "validation": 50, "test": 100}
+SPLITS = ("train", "validation", "test")
+COUNT = 200
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_there_are_enough_of_each(split: str) -> None:
     for state in ("recall", "reading", "quoting"):
         mine = guards(split, state)
-        assert len(mine) == SPLITS[split]
+        assert len(mine) == COUNT
         assert {(c.state, c.split, c.source) for c in mine} == {(state, split, "atlas")}
         assert len({c.subject for c in mine}) > len(mine) * 0.6
-    assert len(guards(split)) == 3 * SPLITS[split]
+    assert len(guards(split)) == 3 * COUNT
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -79,7 +80,7 @@ def test_quoting_repeats_one_of_several_passages_at_length(split: str) -> None:
         if fact is not None:  # nothing contradicts what the model was taught
             assert (fact.state, fact.split) == ("known", split)
             assert fact.object in quote
-    assert real == SPLITS[split] // 2
+    assert real == COUNT // 2
 
 
 def test_ids_differ_from_each_other_and_from_those_of_the_conflicts() -> None:
