@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from conflictkit import _hf, models
-from conflictkit.controller import Controller, PerRow
+from conflictkit.controller import Controller
 from conflictkit.errors import (
     ContextTooLongError,
     EmptyInputError,
@@ -22,6 +22,7 @@ from conflictkit.errors import (
     UnsupportedError,
 )
 from conflictkit.interventions.contrast import Rule
+from conflictkit.per_row import PerRow
 from conflictkit.policy import PARTS, Policy, choose_rows
 from conflictkit.types import Control
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from conflictkit import detectors
-from conflictkit.controller import Controller, PerRow
+from conflictkit.controller import Controller
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
 from conflictkit.interventions.contrast import Rule
+from conflictkit.per_row import PerRow
 from conflictkit.policy import PARTS, Policy, choose_rows
 from conflictkit.prompts import PromptTemplate
 from conflictkit.sampling import Decoding

@@ -112,6 +112,10 @@ class Mix:
         support: `[batch, vocab]` bool, tokens that may be chosen; None: all of them.
         bias: `[batch, vocab]` added after the mix; None: nothing. Only bug-compatible variants of
             released code need it.
+        edited: `[batch]` bool, rows in which the stream `edited` (the context stream with changed
+            activations) speaks for the context; None: no row.
+        reference: `[batch, vocab]` log-probabilities that `memory_weight` belongs to; None: those
+            of the memory stream.
         scores: name -> `[batch]`, what the rule computed on the way.
         state: what the rule remembers for the next step of the same rows.
     """
@@ -120,6 +124,8 @@ class Mix:
     memory_weight: Tensor
     support: Tensor | None = None
     bias: Tensor | None = None
+    edited: Tensor | None = None
+    reference: Tensor | None = None
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     state: State = field(default_factory=dict)
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from conflictkit import detectors, engine
-from conflictkit.controller import PerRow
 from conflictkit.errors import LogitsError
 from conflictkit.evaluation.asking import Ids, Ready
 from conflictkit.evaluation.contenders import Contender, Group
 from conflictkit.evaluation.record import Cost
 from conflictkit.interventions.contrast import mix
+from conflictkit.per_row import PerRow
 from conflictkit.scoring.forced import MOST_LOGITS
 from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream

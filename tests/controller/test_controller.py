@@ -5,9 +5,10 @@ import torch
 from transformers import AutoTokenizer
 
 from conflictkit import atlas, methods
-from conflictkit.controller import Controller, PerRow
+from conflictkit.controller import Controller
 from conflictkit.errors import InvalidParameterError, UnknownNameError
 from conflictkit.interventions.contrast import mix
+from conflictkit.per_row import PerRow
 from conflictkit.types import Step
 from tests.controller.test_gates import steps
 from tests.tiny import byte_tokenizer

@@ -31,7 +31,7 @@ class Parameter:
         kind: `bool`, `int`, `float` or `str`.
         default: value if not given.
         low, high: inclusive bounds of a number; None: unbounded.
-        choices: the words allowed for a `str`.
+        choices: the words allowed for a `str`; none: any.
         doc: one line.
     """
 
@@ -49,7 +49,7 @@ class Parameter:
         if self.kind == "bool":
             return "true or false"
         if self.kind == "str":
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(self.choices)}" if self.choices else "text"
         article = "an int" if self.kind == "int" else "a finite float"
         low = "" if self.low is None else f" from {self.low:g}"
         high = "" if self.high is None else f" up to {self.high:g}"
@@ -86,7 +86,7 @@ def check(owner: str, parameter: Parameter, value: Any) -> bool | int | float | 
     wanted = parameter.kind
     if wanted == "bool" and isinstance(value, bool):
         return value
-    if wanted == "str" and isinstance(value, str) and value in parameter.choices:
+    if wanted == "str" and isinstance(value, str) and value in (parameter.choices or (value,)):
         return value
     if wanted in ("int", "float") and not isinstance(value, bool):
         number = None
@@ -194,12 +194,18 @@ def mix(step: Step, decision: Mix) -> Combined:
     are the answering stream's logits bit for bit, and so are rows that the step marks as invalid
     (whose weights and scores mean nothing).
     """
-    own, other, reference = decision.context_weight, decision.memory_weight, "memory"
+    own, other, name = decision.context_weight, decision.memory_weight, "memory"
+    logits, speaker = step.logits, step.logprobs[step.answering]
     if step.answering == "memory":
-        own, other, reference = other, own, "context"
-    scores = own * step.logprobs[step.answering].clamp(min=_FLOOR)
-    if reference in step.logprobs:
-        scores = scores + other * step.logprobs[reference].clamp(min=_FLOOR)
+        own, other, name = other, own, "context"
+    elif decision.edited is not None and step.answering != "edited":
+        rows = decision.edited.unsqueeze(-1)
+        speaker = torch.where(rows, step.logprobs["edited"], speaker)
+        logits = torch.where(rows, speaker, logits)
+    reference = step.logprobs.get(name) if decision.reference is None else decision.reference
+    scores = own * speaker.clamp(min=_FLOOR)
+    if reference is not None:
+        scores = scores + other * reference.clamp(min=_FLOOR)
     untouched = ((own == 1) & (other == 0)).all(-1, keepdim=True)
     kept = step.allowed
     if decision.bias is not None:
@@ -212,7 +218,7 @@ def mix(step: Step, decision: Mix) -> Combined:
     untouched = untouched | step.invalid.unsqueeze(-1)
     scores = scores.masked_fill(~kept, -torch.inf).log_softmax(-1)
     return Combined(
-        torch.where(untouched, step.logits, scores),
+        torch.where(untouched, logits, scores),
         decision.context_weight,
         decision.memory_weight,
         decision.scores,
