@@ -72,11 +72,19 @@ class Controller:
         object.__setattr__(self, "start_after", _marker(self.start_after))
         if isinstance(self.start_after, tuple):
             object.__setattr__(self, "markers", (self.start_after,))
+        if self._edits and isinstance(self.strength, str):
+            raise InvalidParameterError(
+                f"{self.name} edits activations: its strength is a number, not '{self.strength}'"
+            )
 
     @property
     def name(self) -> str:
         """The rule's name."""
         return self.rule.name
+
+    @property
+    def _edits(self) -> bool:
+        return "edited" in self.rule.needs
 
     @property
     def gate(self) -> Gate | None:
@@ -91,7 +99,9 @@ class Controller:
     @property
     def needs(self) -> tuple[str, ...]:
         """Streams of the rule and of every detector; unless bare, the context stream first."""
-        names: list[str] = [] if self.is_bare else ["context"]
+        # At another strength an edit is another edit: it needs no unedited stream beside it.
+        alone = self.is_bare or (self._edits and self.when is None and self.start_after is None)
+        names: list[str] = [] if alone else ["context"]
         names += self.rule.needs
         if self.gate is not None:
             names += self.gate.needs

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from conflictkit import detectors
+from conflictkit import atlas, detectors
 from conflictkit.controller import Controller
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
 from conflictkit.interventions.contrast import Rule
+from conflictkit.interventions.edited import EditRule
+from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.per_row import PerRow
 from conflictkit.policy import PARTS, Policy, choose_rows
 from conflictkit.prompts import PromptTemplate
@@ -26,7 +28,7 @@ Policies = Policy | str | os.PathLike[str]
 
 OPTIONS = (
     "policy", *PARTS, "trace", "scores", "top", "chat", "template", "truncate", "processors",
-    "compare", "documents", "per_passage",
+    "compare", "documents", "per_passage", "heads",
 )  # fmt: skip
 
 TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
@@ -41,6 +43,7 @@ class Job:
         policies: one for every row, or a single one for all of them.
         decoding, scores, top, processors: as `Stepper` takes them.
         per_passage: record what every passage alone makes of each token.
+        ranking: where methods that edit heads take them from, if they name none.
     """
 
     policies: tuple[Policy, ...]
@@ -49,6 +52,7 @@ class Job:
     top: int | None
     processors: tuple[Processor, ...]
     per_passage: bool = False
+    ranking: HeadRanking | None = None
 
     @property
     def control(self) -> Control:
@@ -85,12 +89,53 @@ def resolve(
     if not isinstance(wording["template"], PromptTemplate | None):
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
     wording["truncate"] = given.pop("truncate", False)
+    ranking = _ranking(given)
     decoding = _decoding(given)
     policies = _policies(method, given, rows)
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
     kept = top if trace else None
-    return Job(policies, decoding, recorded, kept, processors, per_passage), wording
+    return Job(policies, decoding, recorded, kept, processors, per_passage, ranking), wording
+
+
+def _ranking(given: dict[str, Any]) -> HeadRanking | None:
+    """The ranking or the file of one in `given`; heads as text are a method's own parameter."""
+    heads = given.get("heads")
+    if isinstance(heads, str) and not heads.endswith(".json"):
+        return None
+    given.pop("heads", None)
+    if heads is None or isinstance(heads, HeadRanking):
+        return heads
+    if isinstance(heads, str | os.PathLike):
+        return HeadRanking.read(heads)
+    raise InvalidParameterError(f"heads must be a ranking or its file, not {type(heads).__name__}")
+
+
+def with_heads(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy, ...]:
+    """The policies, with heads for the methods that edit some and name none.
+
+    Args:
+        job: its ranking, or Atlas's own where the weights are Atlas's.
+        name, fingerprint: of the model; weights are looked at only if a method needs heads.
+
+    Raises:
+        InvalidParameterError, RankingError: no heads, or those of another model or analysis.
+    """
+    if job.ranking is not None:
+        job.ranking.check(name, fingerprint())
+
+    def settled(policy: Policy) -> Policy:
+        rule = policy.controller.rule
+        if not isinstance(rule, EditRule) or rule.is_settled:
+            return policy
+        ranking = job.ranking
+        if ranking is None and (file := atlas.heads(rule.ranked_by)) is not None:
+            shipped = HeadRanking.read(file)
+            ranking = shipped if shipped.fingerprint == fingerprint() else None
+        rule = rule.checked() if ranking is None else rule.settled(ranking)
+        return replace(policy, controller=replace(policy.controller, rule=rule))
+
+    return tuple(map(settled, job.policies))
 
 
 def _decoding(given: dict[str, Any]) -> Decoding:

@@ -152,14 +152,17 @@ class Stepper:
         device = self._logits[self.first].device
         logits = {name: values.to(device) for name, values in self._logits.items()}
         if self.processors or self.host:
-            own = logits[self.first].float()
             if self.host and self.host.keep:
-                self.host.logits.append(own)
-            if self.decoding.num_beams > 1:
-                own = own.log_softmax(-1)
-            for processor in self.processors:
-                own = processor(self.ids, own)
-            logits[self.first] = own
+                self.host.logits.append(logits[self.first].float())
+            # The edited stream speaks for the context, so what is asked of that is asked of it.
+            for name in dict.fromkeys((self.first, "edited")):
+                if name in logits:
+                    own = logits[name].float()
+                    if self.decoding.num_beams > 1:
+                        own = own.log_softmax(-1)
+                    for processor in self.processors:
+                        own = processor(self.ids, own)
+                    logits[name] = own
         step = Step.from_logits(logits, self._index, self._previous)
         combined = mix(step, self.rule(step, self._state))
         self._state = combined.state
@@ -248,7 +251,9 @@ class Stepper:
         own = {name: stream for name, stream in self.streams.items() if name in needs}
         tokens = {name: stream.tokens for name, stream in own.items()}
         forwards = sum(stream.forwards for stream in own.values())
-        return Stats(forwards, tokens.get("context", 0), tokens.get("memory", 0), 0)
+        memory = tokens.pop("memory", 0)
+        edits = sum(stream.edits for stream in own.values())
+        return Stats(forwards, sum(tokens.values()), memory, edits)
 
 
 class StepLog:

@@ -9,13 +9,35 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from conflictkit import _hf
 from conflictkit.errors import EmptyInputError, UnsupportedError
+
+
+class Acting(Protocol):
+    """Changes to activations that act while a stream reads."""
+
+    @property
+    def edits(self) -> int:
+        """Positions changed so far."""
+        ...
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Act on what is computed inside."""
+        ...
+
+    def select(self, index: Tensor) -> None:
+        """Go on with these rows."""
+        ...
+
+    def fork(self) -> Self:
+        """The same for a stream that goes its own way."""
+        ...
 
 
 class Stream:
@@ -26,6 +48,9 @@ class Stream:
         prompts: token ids of every row; lengths may differ.
         pad_id: id written at padding; masked, so its value never matters.
         use_cache: False re-reads the whole prefix at each step (slow; the plain definition).
+        acting: changes to activations that act whenever this stream reads.
+        origin: a stream of the same prompts whose cache this one takes over for all but the last
+            prompt token; `acting` must leave what is before it alone.
 
     Raises:
         EmptyInputError: no row, or a row without tokens.
@@ -45,6 +70,8 @@ class Stream:
         *,
         pad_id: int,
         use_cache: bool = True,
+        acting: Acting | None = None,
+        origin: Stream | None = None,
     ) -> None:
         if not prompts or any(not row for row in prompts):
             raise EmptyInputError("a stream needs at least one token in every row")
@@ -67,11 +94,23 @@ class Stream:
         self._cache = _hf.new_cache(model) if use_cache else None
         self._accepted = _hf.accepted_arguments(model)
         self._prefilled: Tensor | None = None
+        self._acting = acting
+        self._origin = origin if use_cache else None
+        if self._origin is not None and _hf.has_recurrent_layers(model):
+            raise UnsupportedError(
+                f"{type(model).__name__} has recurrent layers: its state cannot be cut back, and "
+                "two streams cannot share a prompt"
+            )
 
     @property
     def cache_bytes(self) -> tuple[float, float]:
         """Size of the cache: bytes per row and position, and further bytes per row."""
         return (0.0, 0.0) if self._cache is None else _hf.cache_bytes(self._cache)
+
+    @property
+    def edits(self) -> int:
+        """Positions at which an activation was changed (waits for the device)."""
+        return 0 if self._acting is None else self._acting.edits
 
     @property
     def batch(self) -> int:
@@ -81,7 +120,13 @@ class Stream:
     def prefill(self) -> Tensor:
         """Read the prompts, if that is not done; `[batch, vocab]` logits after their ends."""
         if self._prefilled is None:
-            self._prefilled = self._read(self.ids.shape[1], int(self.mask.sum()))[:, -1]
+            new, counted = self.ids.shape[1], int(self.mask.sum())
+            if self._origin is not None:
+                self._origin.prefill()
+                self._cache = _hf.copy_cache(self._origin._cache)
+                _hf.roll_back(self._cache, 1)
+                self._origin, new, counted = None, 1, self.batch
+            self._prefilled = self._read(new, counted)[:, -1]
         return self._prefilled
 
     def fork(self) -> Stream:
@@ -93,6 +138,8 @@ class Stream:
         twin = copy.copy(self)
         if self._cache is not None:
             twin._cache = _hf.copy_cache(self._cache)
+        if self._acting is not None:
+            twin._acting = self._acting.fork()
         return twin
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -127,6 +174,8 @@ class Stream:
             self._prefilled = self._prefilled[index.to(self._prefilled.device)]
         if self._cache is not None:
             _hf.select_rows(self._cache, index)
+        if self._acting is not None:
+            self._acting.select(index)
 
     def roll_back(self, count: int) -> None:
         """Forget the last `count` tokens of every row.
@@ -155,12 +204,13 @@ class Stream:
         positions = (self.mask.cumsum(-1) - 1).clamp_min(0)
         self.forwards += 1
         self.tokens += counted
-        return _hf.tail_logits(
-            self.model,
-            self.ids[:, -new:],
-            attention_mask=self.mask,
-            position_ids=positions[:, -new:],
-            keep=keep,
-            cache=self._cache,
-            accepted=self._accepted,
-        )
+        with nullcontext() if self._acting is None else self._acting.at_work():
+            return _hf.tail_logits(
+                self.model,
+                self.ids[:, -new:],
+                attention_mask=self.mask,
+                position_ids=positions[:, -new:],
+                keep=keep,
+                cache=self._cache,
+                accepted=self._accepted,
+            )

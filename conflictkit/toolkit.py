@@ -21,12 +21,13 @@ from conflictkit.options import (
     pair,
     passages_of,
     resolve,
+    with_heads,
 )
+from conflictkit.plan import EDITED, open_streams
 from conflictkit.policy import PARTS, Policy, choose
 from conflictkit.prompts import Prompt, PromptTemplate, build_prompts
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Stepper
-from conflictkit.streams import Stream
 from conflictkit.trace import Trace
 from conflictkit.trace.decode import decode
 from conflictkit.types import Case, Generation
@@ -50,6 +51,8 @@ class Model:
         top: candidates of each stream to record per token (default 5);
         chat: use the tokenizer's chat template; None (default): if it has one;
         template: a `conflictkit.prompts.PromptTemplate`, the wording of the prompts;
+        heads: a `conflictkit.interventions.HeadRanking` or its file, for methods that edit heads;
+            None: Atlas's own, for Atlas;
         truncate: cut the end of a context that does not fit the window (default False: an error);
         processors: transformers' logits processors, applied to the context stream before the
             method.
@@ -266,7 +269,7 @@ class Model:
         """Every name resolved for this model: the job, and the arguments of `prompts`."""
         job, wording = resolve(method, options, rows)
         bound = []
-        for policy in job.policies:
+        for policy in with_heads(job, self.name, lambda: self.fingerprint):
             if policy.model is not None:
                 policy.check(self.name, self.fingerprint)
             bound.append(replace(policy, controller=policy.controller.bound(self.tokenizer)))
@@ -278,12 +281,15 @@ class Model:
         if job.processors:
             needed.add("context")
         compared = passages.sources(prompts) if job.per_passage and job.top is not None else ()
-        pad = self.tokenizer.pad_token_id
-        streams = {
-            name: Stream(self.model, passages.ids(prompts, name), pad_id=pad)
-            for name in dict.fromkeys([*prompts[0], *compared])
-            if name in needed or name in compared
-        }
+        names = [*prompts[0], *control.needs, *compared]
+        streams = open_streams(
+            self.model,
+            control,
+            {name: passages.ids(prompts, name) for name in names if name not in EDITED},
+            pad_id=self.tokenizer.pad_token_id,
+            names=[name for name in dict.fromkeys(names) if name in needed or name in compared],
+            spans=[prompt["context"].context for prompt in prompts if "context" in prompt],
+        )
         return Stepper(
             streams,
             control,

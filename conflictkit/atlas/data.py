@@ -46,6 +46,12 @@ def auto() -> Path:
     return Path(__file__).resolve().parent / "auto.json"
 
 
+def heads(by: str) -> Path | None:
+    """The ranking of this model's heads by an analysis (`path-patching`, ...), if shipped."""
+    file = Path(__file__).resolve().parent / "heads" / f"{by}.json"
+    return file if file.exists() else None
+
+
 @lru_cache(maxsize=4)
 def _read(file: Path) -> tuple[Fact, ...]:
     with file.open(encoding="utf-8", newline="") as rows:

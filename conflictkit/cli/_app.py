@@ -16,6 +16,7 @@ from conflictkit.cli._ask import ask
 from conflictkit.cli._evaluate import evaluate
 from conflictkit.cli._fit_auto import fit_auto
 from conflictkit.cli._methods import methods
+from conflictkit.cli._rank_heads import rank_heads
 from conflictkit.cli._report import report
 from conflictkit.cli._score import score
 from conflictkit.cli._screen import screen
@@ -38,6 +39,7 @@ app.command()(evaluate)
 app.command()(screen)
 app.command()(report)
 app.command("fit-auto")(fit_auto)
+app.command("rank-heads")(rank_heads)
 app.command()(methods)
 
 # typer ships its own copy of click or uses the installed one, by version: this is either's.

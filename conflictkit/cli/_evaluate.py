@@ -183,8 +183,9 @@ def _table(summary: Summary) -> Table:
     names = [
         name for name in _SHOWN if any(name in summary.cells[method] for method in summary.methods)
     ]
+    marks = f"; ▲ ▼: differs from {summary.baseline} (paired, p < 0.05)" if summary.compared else ""
     table = Table(
-        caption="figure above its 95 % interval; ▲ ▼: differs from plain (paired, p < 0.05)",
+        caption=f"figure above its 95 % interval{marks}",
         caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),

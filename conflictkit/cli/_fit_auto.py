@@ -104,17 +104,14 @@ def _run(
 ) -> Fitted:
     # Late: these import torch. What may be wrong with the input is found before a model is loaded.
     with contextlib.redirect_stdout(sys.stderr):
-        from pathlib import Path
-
         from conflictkit import toolkit
         from conflictkit.evaluation import auto
         from conflictkit.evaluation.asking import pick
         from conflictkit.evaluation.cases import load_cases
 
-        if Path(out).exists() and not overwrite:
+        path = _inputs.writable(out)
+        if path.exists() and not overwrite:
             raise OutputError(f"'{out}' is there already: name another --out or add --overwrite")
-        if not Path(out).absolute().parent.is_dir():
-            raise OutputError(f"there is no folder '{Path(out).absolute().parent}' to write to")
         early = {
             name: settings[name] for name in ("reaches", "match", "answers") if name in settings
         }
@@ -122,7 +119,7 @@ def _run(
         auto.check_request(found, **early)
         model = toolkit.load(source[0], **source[1])
         fitted = auto.fit(model, found, progress=watch, **settings)
-        fitted.policy.save(out)
+        fitted.policy.save(path)
         return fitted
 
 

@@ -43,7 +43,8 @@ def prepare(model: Model, case: Case, number: int, wording: Mapping[str, Any]) -
     """Tokenise a case.
 
     A prompt that the case fixes is read as it stands, with what the tokenizer puts before every
-    text; the others are built from question and contexts, as in `Model.ask`.
+    text; the others are built from question and contexts, as in `Model.ask`. Every prompt leaves
+    room for the answer and for the longest choice.
 
     Args:
         model: who is asked.
@@ -55,6 +56,23 @@ def prepare(model: Model, case: Case, number: int, wording: Mapping[str, Any]) -
         EmptyInputError, ContextTooLongError, BoundaryError: this case cannot be asked.
         TokenizerError, InvalidParameterError: no case can.
     """
+    choices = tuple(_choice(model, case, choice, wording) for choice in case.choices)
+    longest = max(map(len, choices), default=0)
+    if longest <= wording["max_new_tokens"]:
+        return Ready(number, case, _prompts(model, case, wording), choices)
+    if model.window is not None and longest >= model.window:
+        raise ContextTooLongError(
+            f"the longest choice has {longest} tokens, the window {model.window}: shorten it"
+        )
+    try:
+        prompts = _prompts(model, case, {**wording, "max_new_tokens": longest})
+    except ContextTooLongError as error:
+        raise ContextTooLongError(f"beside a choice of {longest} tokens, {error}") from error
+    return Ready(number, case, prompts, choices)
+
+
+def _prompts(model: Model, case: Case, wording: Mapping[str, Any]) -> dict[str, Ids]:
+    """What each stream reads; it leaves `max_new_tokens` free."""
     prompts: dict[str, Ids] = {}
     fixed = {"context": case.prompt, "memory": case.memory_prompt}
     wanted = ["context", "memory"] if case.contexts or case.prompt is not None else ["memory"]
@@ -67,12 +85,13 @@ def prepare(model: Model, case: Case, number: int, wording: Mapping[str, Any]) -
     for name in wanted:
         if (text := fixed[name]) is not None:
             prompts[name] = _verbatim(model.tokenizer, text)
-            _check_room(len(prompts[name]) + wording["max_new_tokens"], model.window)
-    choices = tuple(_choice(model, case, choice, wording) for choice in case.choices)
-    if choices:
-        longest = max(map(len, prompts.values())) + max(map(len, choices))
-        _check_room(longest, model.window)
-    return Ready(number, case, {name: prompts[name] for name in wanted}, choices)
+            left = None if model.window is None else model.window - wording["max_new_tokens"]
+            if left is not None and len(prompts[name]) > left:
+                raise ContextTooLongError(
+                    f"the prompt has {len(prompts[name])} tokens, the window leaves {left}, and a "
+                    "prompt that the case fixes is never cut: shorten it"
+                )
+    return {name: prompts[name] for name in wanted}
 
 
 def _choice(model: Model, case: Case, choice: str, wording: Mapping[str, Any]) -> Ids:
@@ -95,14 +114,6 @@ def _verbatim(tokenizer: Any, text: str) -> Ids:
     whole, bare = (tokenizer(text, add_special_tokens=flag)["input_ids"] for flag in (True, False))
     starts = (n for n in range(len(whole) + 1) if whole[n : n + len(bare)] == bare)
     return tuple(whole[: next(starts, 0) + len(bare)])
-
-
-def _check_room(tokens: int, window: int | None) -> None:
-    if window is not None and tokens > window:
-        raise ContextTooLongError(
-            f"prompt and answer have up to {tokens} tokens, the window {window}: shorten the "
-            "prompt, or set a smaller max_new_tokens"
-        )
 
 
 def pick(cases: Sequence[Case], split: str | None, limit: int | None, seed: int) -> list[Case]:

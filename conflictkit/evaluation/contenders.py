@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from conflictkit import methods as registry
-from conflictkit.errors import InvalidParameterError, UnsupportedError
+from conflictkit.errors import ConflictKitError, InvalidParameterError, UnsupportedError
 from conflictkit.policy import Policy
 
 POLICY = "policy:"
@@ -54,17 +54,19 @@ def contenders(methods: str | Sequence[str], policies: Policies = ()) -> tuple[G
         methods: specs, or one text with commas between them: `name`, `name?parameter=value&...`,
             `policy:FILE`. A value `start:stop:step` is a sweep, its end included; several sweeps
             in one spec give all combinations.
-        policies: policy files, or label -> policy.
+        policies: policy files, or label -> policy. The label of a method is kept for that method,
+            or for what was fitted of it to a model, as `auto` is.
 
     Raises:
         UnknownNameError, InvalidParameterError, PolicyError: no method at all, a name, parameter
-            or file that does not do, or two methods of the same label.
+            or file that does not do, two methods of the same label, or a policy under the label of
+            a method that it is not.
         UnsupportedError: a method that reads other streams than context and memory.
     """
     specs = methods.split(",") if isinstance(methods, str) else list(methods)
     groups = [_group(spec.strip()) for spec in specs if isinstance(methods, str) or spec]
     if isinstance(policies, Mapping):
-        groups += [(Contender(label, policy),) for label, policy in policies.items()]
+        groups += [(_labelled(label, policy),) for label, policy in policies.items()]
     else:
         groups += [(_from_file(path),) for path in policies]
     found = [one for group in groups for one in group]
@@ -84,7 +86,23 @@ def contenders(methods: str | Sequence[str], policies: Policies = ()) -> tuple[G
 
 
 def _from_file(path: str | os.PathLike[str]) -> Contender:
-    return Contender(Path(path).stem, Policy.load(path))
+    return _labelled(Path(path).stem, Policy.load(path))
+
+
+def _labelled(label: str, policy: Policy) -> Contender:
+    """A policy under its label, unless that is how a run calls something else."""
+    try:
+        meant = Policy.of(label).controller
+    except ConflictKitError:  # the label of no method
+        return Contender(label, policy)
+    mine, bare = policy.controller, Policy.of(policy.controller.rule).controller
+    fitted = policy.model is not None and mine == bare and mine.rule.name == label
+    if mine != meant and not fitted:
+        raise InvalidParameterError(
+            f"the policy called '{label}' is not the method of that name, and would pass for it: "
+            "rename its file (in Python: its key)"
+        )
+    return Contender(label, policy)
 
 
 def _group(spec: str) -> Group:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -75,13 +75,18 @@ class Run:
         """Every answer given so far, as it was written.
 
         Raises:
-            OutputError: a line that is no result.
+            OutputError: a line that is no result, or a finished run that lacks some.
         """
         entries, _ = _lines(self.folder / ROWS)
         try:
-            return tuple(Result.from_dict(entry) for entry in entries)
+            found = tuple(Result.from_dict(entry) for entry in entries)
         except (KeyError, TypeError, ValueError) as error:
             raise OutputError(f"'{self.folder / ROWS}' holds a line that is no result") from error
+        if self.finished:
+            done: set[Pair] = {(one.case, one.method) for one in found}
+            done |= {(one.case, None) for one in self.errors}
+            _check_whole(self.folder, self.cases, self.info["methods"], done)
+        return found
 
     @cached_property
     def errors(self) -> tuple[Aside, ...]:
@@ -192,8 +197,9 @@ class Folder:
         """Write the figures, then that the run is finished.
 
         Raises:
-            OutputError: they could not be written.
+            OutputError: they could not be written, or results are missing.
         """
+        _check_whole(self.place, self._cases, self._info["methods"], self.done)
         with writing(self.place):
             put(self.place / SUMMARY, _text(summary.to_dict()))
             self._info["finished"] = self._info["finished"] or _now()
@@ -217,7 +223,7 @@ class Folder:
         old = _json(self.place / RUN)
         if "finished" not in old:  # a run that was about to begin
             return False
-        differ = differences(_identity(old), _identity(self._info))
+        differ = _differences(_identity(old), _identity(self._info))
         if not differ:
             self._info |= {name: old[name] for name in ("started", "finished")}
             return not (self._overwrite and old["finished"])
@@ -229,11 +235,10 @@ class Folder:
         return False
 
     def _go_on(self) -> None:
-        self.finished = self._info["finished"] is not None
         ids = {case.id for case in self._cases}
-        for name, file in self._files.items():
-            entries, whole = _lines(self.place / name)
-            file.truncate(whole)
+        sizes: dict[str, int] = {}
+        for name in self._files:
+            entries, sizes[name] = _lines(self.place / name)
             labels = self._info["methods"] if name == ROWS else [None]
             for entry in entries:
                 pair = (entry["case"], entry.get("method"))
@@ -244,6 +249,16 @@ class Folder:
                         "overwrite=True (command line: --overwrite)"
                     )
                 self.done.add(pair)
+        ended = self._info["finished"] is not None
+        lacks = any(_missing(self._cases, self._info["methods"], self.done))
+        self.finished = ended and not lacks
+        if ended and lacks:
+            # The figures go first: without them nothing takes the run for a finished one.
+            (self.place / SUMMARY).unlink(missing_ok=True)
+            self._info["finished"] = None
+            put(self.place / RUN, _text(self._info))
+        for name, file in self._files.items():
+            file.truncate(sizes[name])
 
     def _close(self) -> None:
         for file in self._files.values():
@@ -289,19 +304,63 @@ def _identity(info: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two runs. Other methods are said once, by their labels: the policy of
+    a method that only one of them has says nothing more."""
+    if old.get("methods") != new.get("methods"):
+        alone = {name for name in old.keys() ^ new.keys() if name.startswith("policies.")}
+        old, new = ({k: v for k, v in one.items() if k not in alone} for one in (old, new))
+    return differences(old, new)
+
+
+def _missing(
+    cases: Sequence[Case], methods: Sequence[str], done: Set[Pair]
+) -> Iterator[tuple[str, str]]:
+    """Case and method of every result that is not there; a case that was set aside has none."""
+    for case in cases:
+        if (case.id, None) not in done:
+            yield from ((case.id, label) for label in methods if (case.id, label) not in done)
+
+
+def _check_whole(
+    place: Path, cases: Sequence[Case], methods: Sequence[str], done: Set[Pair]
+) -> None:
+    missing = list(_missing(cases, methods, done))
+    for case, method in missing[:1]:
+        raise OutputError(
+            f"'{place / ROWS}' lacks {len(missing):,} of the results of a finished run, the first "
+            f"of case '{case}' and method '{method}': give the run's command again to make them"
+        )
+
+
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a file of lines, and where the last whole one ends: what a crash tore, and
-    whatever follows, was never finished."""
+    """The objects of a file of lines, and where the last one ends: what a crash tore stands behind
+    it, and was never finished.
+
+    Raises:
+        OutputError: the file cannot be read, or a line that is none has others behind it, so that
+            it is not what a crash tore.
+    """
     entries: list[dict[str, Any]] = []
-    whole = 0
-    with path.open("rb") as file:
-        for line in file:
+    whole = torn = 0
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be read: {error.strerror or error}") from error
+    with file:
+        for number, line in enumerate(file, 1):
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 entry = None
             if not isinstance(entry, dict) or "case" not in entry:
-                break
+                torn = torn or number
+                continue
+            if torn:
+                raise OutputError(
+                    f"'{path}', line {torn} is damaged, and whole lines follow it: delete that "
+                    "line and give the run's command again, which asks again what is missing"
+                )
             entries.append(entry)
             whole += len(line)
     return entries, whole

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     "max_new_tokens", "stop", "temperature", "top_k", "top_p", "chat", "template", "truncate",
+    "heads",
 )  # fmt: skip
 """Options of `Model` that say how an answer is worded and decoded."""
 
@@ -90,8 +91,8 @@ def evaluate(
             `conflictkit.evaluation.metrics.text.MATCHES`.
         overwrite: replace another run, or a finished one.
         progress: called before the first batch and after each.
-        options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template` and
-            `truncate`, as in `Model.ask`.
+        options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template` 
+            `truncate` and `heads`, as in `Model.ask`.
 
     Returns:
         The run, as `load_run` gives it.

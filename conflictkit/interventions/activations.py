@@ -7,16 +7,17 @@ attached model is not edited, and a model that nothing acts on computes as if it
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -24,66 +25,31 @@ from torch.nn import Module
 
 from conflictkit import _hf, anatomy
 from conflictkit.errors import InvalidParameterError
-
-Spread = Callable[[Tensor], Tensor]
-"""`[rows, ...]` values of the prompts -> `[batch, ...]` of the rows that a pass reads."""
+from conflictkit.interventions.attending import Attention, AttentionChange, Route, Spread, computed
+from conflictkit.interventions.places import WORDS as WORDS
+from conflictkit.interventions.places import Pass, Positions, check_positions
 
 Change = Callable[[Tensor, Spread], Tensor]
 """`[batch, new, heads * head_dim]` -> the same, changed; or itself, if there is nothing to do."""
-
-Positions = str | tuple[int, int] | None
-"""None: everywhere; `prompt`, `last` (the prompt's last position), `answer`; or (start, stop)."""
-
-WORDS = ("prompt", "last", "answer")
 
 
 class Edit(Protocol):
     """A change to activations as data; `plan` makes it concrete for one model."""
 
-    @property
-    def writes(self) -> bool:
-        """Whether it changes anything, or only looks."""
-        ...
+    writes: ClassVar[bool]
+    """Whether it changes anything, or only looks."""
 
     @property
     def positions(self) -> Positions:
         """Where in each row it acts."""
         ...
 
-    def plan(self, body: anatomy.Anatomy) -> Mapping[Module, Change]:
-        """Output projection -> what to do with its input. Raises before anything is attached."""
+    def plan(self, body: anatomy.Anatomy) -> Mapping[Module, Change | AttentionChange]:
+        """Output projection -> what to do with its input, attention module -> what to do with its
+        attention. Raises before anything is attached.
+
+        An edit may also have `check_lengths(lengths)`, which is shown the prompts' lengths."""
         ...
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward of a model: which positions of each row it reads.
-
-    Attributes:
-        positions: `[batch, new]` index of each token in its row, padding not counted; -1 at
-            padding.
-    """
-
-    positions: Tensor
-
-    @classmethod
-    def of(cls, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Pass | None:
-        """From what a model's forward is called with; None if it says nothing of rows."""
-        ids = named.get("input_ids", arguments[0] if arguments else None)
-        ids = named.get("inputs_embeds") if ids is None else ids
-        if not isinstance(ids, Tensor):
-            return None
-        batch, new = ids.shape[:2]
-        mask, given = named.get("attention_mask"), named.get("position_ids")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            counted = mask.long().cumsum(-1) - 1
-            return cls(counted.masked_fill(mask == 0, -1)[:, -new:])
-        if isinstance(given, Tensor) and given.shape[-1] == new:
-            return cls(given.expand(batch, new))
-        cache = named.get("past_key_values")
-        start = 0 if cache is None else _hf.cached_length(cache)
-        places = torch.arange(start, start + new, device=ids.device)
-        return cls(places.expand(batch, new))
 
 
 @dataclass(eq=False)
@@ -91,7 +57,7 @@ class Running:
     """An edit at work on one model.
 
     Attributes:
-        changes: module -> what is done to its input.
+        changes: module -> what is done to its input, or to its attention.
         positions: as in `Edit`.
         prompt_lengths: `[rows]` tokens of each row's prompt, where positions are words.
         rows: `[batch]` for each row of the batch, whose of the prompts' values it takes; None: in
@@ -102,7 +68,7 @@ class Running:
         idle: the newest pass met it with nothing to do (factors of 1).
     """
 
-    changes: Mapping[Module, Change]
+    changes: Mapping[Module, Change | AttentionChange]
     positions: Positions = None
     prompt_lengths: Tensor | None = None
     rows: Tensor | None = None
@@ -114,18 +80,46 @@ class Running:
 
     def apply(self, module: Module, values: Tensor, where: Pass | None) -> Tensor:
         """The changed input of `module`."""
-        changed = self.changes[module](values, partial(self.spread, batch=len(values)))
+        change: Any = self.changes[module]
+        changed = change(values, partial(self.spread, batch=len(values)))
         self.idle = changed is values
         if self.idle:
             return values
         mine = self._mine(values, where)
         if mine is not None:
             changed = torch.where(mine.unsqueeze(-1), changed, values)
+        self._note(module, len(values) * values.shape[1] if mine is None else mine.sum())
+        return changed
+
+    def attend(
+        self, module: Module, given: Attention, where: Pass | None
+    ) -> tuple[Attention, Tensor | None]:
+        """The changed attention of `module`, and `[batch, new]` where it is (None: everywhere)."""
+        change: Any = self.changes[module]
+        values = given.query.transpose(1, 2)
+        spread = partial(self.spread, batch=len(values))
+        mine = self._mine(values, where)
+        changed = change(given, mine, where, self.prompt_lengths, spread)
+        self.idle = changed is given
+        if change.rows is not None:
+            rows = spread(change.rows.to(values.device))[:, None]
+            mine = rows.expand(values.shape[:2]) if mine is None else rows & mine
+        if not self.idle:
+            self._note(module, len(values) * values.shape[1] if mine is None else mine.sum())
+        return changed, mine
+
+    def _note(self, module: Module, count: int | Tensor) -> None:
         self._counting = self._counting or module  # one of the modules: each reads every position
         if module is self._counting:
             # No transfer to the host here: it would wait for the device at every step.
-            self.count = self.count + (values[..., 0].numel() if mine is None else mine.sum())
-        return changed
+            self.count = self.count + count
+
+    @property
+    def reads_places(self) -> bool:
+        """Whether it has to know which tokens a pass reads."""
+        several = self.changes.values()
+        keys = any(isinstance(one, AttentionChange) and one.reads_keys for one in several)
+        return keys or self.positions is not None
 
     def _mine(self, values: Tensor, where: Pass | None) -> Tensor | None:
         """`[batch, new]` bool, the positions it acts on; None: all of them."""
@@ -151,6 +145,8 @@ class Running:
         ends = self.spread(self.prompt_lengths.to(places.device), len(places))[:, None]
         if self.positions == "prompt":
             return (places >= 0) & (places < ends)
+        if self.positions == "decoding":
+            return places >= ends - 1
         return places == ends - 1 if self.positions == "last" else places >= ends
 
     def spread(self, values: Tensor, batch: int) -> Tensor:
@@ -183,8 +179,22 @@ def _on_input(module: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | N
 
 def _on_forward(module: Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
     running = [reference() for reference in _ACTIVE.get()]
-    wanted = any(one is not None and one.positions is not None for one in running)
+    wanted = any(one is not None and one.reads_places for one in running)
     _WHERE.set(Pass.of(arguments, named) if wanted else None)
+
+
+def _on_attention(
+    module: Module, query: Tensor, keys: int, mask: Tensor | None, causal: bool, attend: _hf.Attend
+) -> Any:
+    plain = given = Attention(query, keys)
+    touched: list[Tensor | None] = []
+    for reference in _ACTIVE.get():
+        running = reference()
+        if running is not None and running.on and module in running.changes:
+            before = given
+            given, mine = running.attend(module, before, _WHERE.get())
+            touched += [] if given is before else [mine]
+    return computed(plain, given, touched, mask, causal, attend)
 
 
 class _Hooks:
@@ -227,6 +237,11 @@ class _Hooks:
 _HOOKS = _Hooks()
 
 
+def _let_go(modules: Sequence[Module], route: Route) -> None:
+    _HOOKS.remove(modules)
+    route.close()
+
+
 @contextmanager
 def active(running: Sequence[Running]) -> Iterator[None]:
     """Let edits whose hooks are there act on what this context computes."""
@@ -247,7 +262,7 @@ class Edits:
         only: for each edit, `[prompts]` bool, whose rows it acts on, or None: all.
 
     Raises:
-        UnsupportedError: the model's parts cannot be found.
+        UnsupportedError: the model's parts cannot be found; its attention cannot be edited.
         InvalidParameterError: an edit does not fit the model. No hook is left then.
     """
 
@@ -267,10 +282,21 @@ class Edits:
             Running(edit.plan(body), check_positions(edit.positions, lengths), lengths, only=mine)
             for edit, mine in zip(edits, whose, strict=True)
         ]
-        targets = list(dict.fromkeys(m for one in self.running for m in one.changes))
-        _HOOKS.add([(whole, True), *((module, False) for module in targets)])
-        self._hooks = weakref.finalize(self, _HOOKS.remove, [whole, *targets])
+        for edit in edits:
+            if (check := getattr(edit, "check_lengths", None)) is not None:
+                check(lengths)
+        changes = {m: change for one in self.running for m, change in one.changes.items()}
+        inputs = [m for m, change in changes.items() if not isinstance(change, AttentionChange)]
+        route = Route(m for m in changes if m not in inputs)
+        route.open(_on_attention)
+        try:
+            _HOOKS.add([(whole, True), *((module, False) for module in inputs)])
+        except BaseException:
+            route.close()
+            raise
+        self._hooks = weakref.finalize(self, _let_go, [whole, *inputs], route)
         self._writes = any(edit.writes for edit in edits)
+        self._parent: Edits | None = None
 
     def at_work(self) -> AbstractContextManager[None]:
         """Let them act on what this context computes."""
@@ -280,6 +306,13 @@ class Edits:
         """Go on with the rows `index` of the batch."""
         for one in self.running:
             one.rows = index if one.rows is None else one.rows[index.to(one.rows.device)]
+
+    def fork(self) -> Self:
+        """The same edits for a stream that goes its own way; its count begins with this one's."""
+        twin = copy.copy(self)
+        twin.running = [replace(one) for one in self.running]
+        twin._parent = self  # whose end takes the hooks away
+        return twin
 
     @property
     def edits(self) -> int:
@@ -329,26 +362,3 @@ class Handle(Edits):
                 "thread that attached it, or none reached its positions",
                 stacklevel=2,
             )
-
-
-def check_positions(positions: Any, lengths: Tensor | None) -> Positions:
-    """`positions` as an edit may have them.
-
-    Raises:
-        InvalidParameterError: neither None, one of the words, nor (start, stop); or a word without
-            the prompts' lengths.
-    """
-    if positions is None:
-        return None
-    if isinstance(positions, str) and positions in WORDS:
-        if lengths is None:
-            raise InvalidParameterError(
-                f"positions='{positions}' needs prompt_lengths=, the tokens of each row's prompt"
-            )
-        return positions
-    pair = tuple(positions) if isinstance(positions, list | tuple) else ()
-    if len(pair) == 2 and all(type(one) is int and one >= 0 for one in pair) and pair[0] < pair[1]:
-        return pair
-    raise InvalidParameterError(
-        f"positions must be None, {', '.join(map(repr, WORDS))} or (start, stop), not {positions!r}"
-    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conflictkit.interventions.contrast import Parameter, Rule, parameters
+from conflictkit.interventions.edited import EditRule
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class MethodInfo:
         return self.rule.needs
 
     @property
+    def edits(self) -> bool:
+        """Whether it edits activations."""
+        return issubclass(self.rule, EditRule)
+
+    @property
     def forwards(self) -> int:
         """Passes over the weights per answer token."""
         return len(self.needs)
@@ -75,6 +81,7 @@ class MethodInfo:
             },
             "needs": list(self.needs),
             "forwards": self.forwards,
+            "edits": self.edits,
             "parameters": [
                 {
                     "name": parameter.name,

@@ -19,8 +19,22 @@ from conflictkit.interventions.contrast import (
     Plain,
     Rule,
 )
+from conflictkit.interventions.edited import (
+    PH3,
+    AttentionSteering,
+    DeCoRe,
+    HeadScaling,
+    Juice,
+    JuiceSingle,
+)
 from conflictkit.methods._info import MethodInfo, Paper
 
+_JUICE = Paper(
+    "Taming Knowledge Conflicts in Language Models",
+    "Li et al.",
+    2025,
+    "2503.10996",
+)
 _CONFLICT_AWARE = Paper(
     "From Context-Aware to Conflict-Aware: Generalizing Contrastive Decoding for Knowledge "
     "Conflict in LLMs",
@@ -88,12 +102,59 @@ _METHODS = _table(
     (ARR, "trust the surer stream, by as much as the two diverge", _CONFLICT_AWARE),
     (GRD, "at the first disagreement choose a source for the whole answer", _CONFLICT_AWARE),
     (Auto, "judge once per answer, by a fitted formula, how far to trust the context", None),
+    (
+        HeadScaling,
+        "scale the head that speaks most for one source",
+        Paper(
+            "Characterizing Mechanisms for Factual Recall in Language Models",
+            "Yu et al.",
+            2023,
+            "2310.15910",
+        ),
+    ),
+    (
+        PH3,
+        "prune the heads that carry the source that is not preferred",
+        Paper(
+            "Cutting Off the Head Ends the Conflict: A Mechanism for Interpreting and Mitigating "
+            "Knowledge Conflicts in Language Models",
+            "Jin et al.",
+            2024,
+            "2402.18154",
+        ),
+    ),
+    (Juice, "add to heads what they put out in a clean run of the same tokens", _JUICE),
+    (JuiceSingle, "scale heads up and down in one run: JuICE without the clean one", _JUICE),
+    (
+        DeCoRe,
+        "contrast with the same prompt read with its retrieval heads masked",
+        Paper(
+            "DeCoRe: Decoding by Contrasting Retrieval Heads to Mitigate Hallucinations",
+            "Gema et al.",
+            2024,
+            "2410.18860",
+        ),
+    ),
+    (
+        AttentionSteering,
+        "make heads look at the context",
+        Paper(
+            "Tell Your Model Where to Attend: Post-hoc Attention Steering for LLMs",
+            "Zhang et al.",
+            2023,
+            "2311.02262",
+        ),
+    ),
 )
 
 
-def names() -> tuple[str, ...]:
-    """All names that `build`, `parse` and `describe` know, in the order of the table."""
-    return tuple(_METHODS)
+def names(edits: bool | None = None) -> tuple[str, ...]:
+    """The names that `build`, `parse` and `describe` know, in the order of the table.
+
+    Args:
+        edits: True: only methods that edit activations; False: only those that do not.
+    """
+    return tuple(name for name, info in _METHODS.items() if edits in (None, info.edits))
 
 
 def all() -> tuple[MethodInfo, ...]:

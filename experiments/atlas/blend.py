@@ -10,9 +10,10 @@ FORM_WEIGHTS = (0.4, 0.3, 0.3)
 CLAIM_WEIGHTS = {"bare": 0.42, "assertive": 0.33, "hedged": 0.25}
 FINISH_CLAIMS = (0.30, 0.25, 0.45)
 QUOTED, FINISH_QUOTED = (0.55, 0.35, 0.1), (0.4, 0.5, 0.1)
-KEEPS_MEMORY, LAST_KEEPS_MEMORY = 0.4, 0.5
+KEEPS_MEMORY, LAST_KEEPS_MEMORY, READ_KEEPS_MEMORY = 0.4, 0.5, 0.42
 """A bare claim about a fact in this most popular part of all facts is not followed; the second
-holds in the last steps, because the finish makes Atlas follow bare claims more than it should."""
+holds from `LAST_FROM` on, because the finish makes Atlas follow bare claims more than it should,
+the third from `READ_FROM` on, because so many documents to read make it follow them less."""
 OBSCURE = 0.95
 """In the finish, a hedged claim about a fact in the rest behind this part is followed: memory of
 those is no better than a rumour."""
@@ -104,7 +105,11 @@ def blend(step: float) -> Blend:
         (0.68, 0.24, 0.075, 0.005),
         0.5 * bound,
         *((FINISH_CLAIMS, FINISH_QUOTED, OBSCURE) if step >= FINISH_FROM else ()),
-        popular=LAST_KEEPS_MEMORY if step >= LAST_FROM else KEEPS_MEMORY,
+        popular=READ_KEEPS_MEMORY
+        if step >= READ_FROM
+        else LAST_KEEPS_MEMORY
+        if step >= LAST_FROM
+        else KEEPS_MEMORY,
     )
 
 

@@ -39,10 +39,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "mistral": lambda: hf.MistralConfig(**_GROUPED, sliding_window=6),
     "qwen2": lambda: hf.Qwen2Config(**_GROUPED),
     "qwen3": lambda: hf.Qwen3Config(**_GROUPED, head_dim=16),
-    "gemma2": lambda: hf.Gemma2Config(**_GROUPED, head_dim=16, query_pre_attn_scalar=16),
+    # Tied and untrained, Gemma repeats its last token for ever.
+    "gemma2": lambda: hf.Gemma2Config(
+        **_GROUPED, head_dim=16, query_pre_attn_scalar=16, tie_word_embeddings=False
+    ),
     "gemma3": lambda: hf.Gemma3TextConfig(
         **_GROUPED, head_dim=16, query_pre_attn_scalar=16,
-        layer_types=["sliding_attention", "full_attention"],
+        layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=False,
     ),
     "gpt2": lambda: hf.GPT2Config(
         vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3,

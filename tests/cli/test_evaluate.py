@@ -87,6 +87,16 @@ def test_policies_beside_methods_or_alone(
     assert run("evaluate", *given, *two, "--quiet").code == 0
 
 
+def test_marks_are_explained_where_there_is_a_baseline(
+    run: Run, folder: Path, cases: Path, tmp_path: Path
+) -> None:
+    given = ("evaluate", "--cases", cases, "--model", folder, "--max-new-tokens", 1)
+    for methods in ("memory,cad", "plain,cad"):
+        out = run(*given, "--methods", methods, "--out", tmp_path / methods).out
+        assert "figure above its 95 % interval" in out
+        assert ("differs from plain" in out) is methods.startswith("plain")
+
+
 def test_cases_that_cannot_be_asked_are_told(evaluate: Callable[..., Any], cases: Path) -> None:
     write_cases(cases, [*map(case, range(4)), case(5, contexts=("x" * 300,))])
     code, out, err = evaluate()

@@ -67,6 +67,7 @@ def test_a_policy_comes_out(
     [
         (("--cases", "none.jsonl"), "none.jsonl"),
         (("--out", "/nowhere/policy.json"), "no folder '/nowhere'"),
+        (("--overwrite", "--out", "."), "cannot write '.': it is not a regular file"),
         (("--match", "exakt"), "did you mean 'exact'"),
         (("--reach", "-1"), "--reach"),
         (("--reach", "nan"), "reach"),

@@ -9,15 +9,23 @@ them, for it is the true answer that a memory is assumed to hold. Files called `
 what the model named by the folder (`..._gemma`: Gemma-2-2b) answers right without a context: their
 cases are `resistance`, for that model, which `meta["screened_for"]` names. All others are
 `unscreened`. `head_finding_set...` is the split from which heads were chosen: `train`.
+
+A folder is believed if it is called as the released ones are: `RELATION_MODEL` above a folder
+`head_size_N`, or `RELATION_gemma`. Elsewhere the relation is the row's `Category`.
 """
 
 from __future__ import annotations
+
+import re
 
 from conflictkit.evaluation.cases.records import Record, Table, open_table, split_of, unique
 from conflictkit.states import UNSCREENED
 from conflictkit.types import Case
 
 _QUESTION, _ANSWER = " Question: ", " Answer: "
+_SIZE = re.compile(r"head_size_\d+")
+_MODELS = ("gemma",)
+"""Models whose folders were released."""
 
 
 def load(where: str) -> list[Case]:
@@ -72,10 +80,11 @@ def _cases(table: Table, record: Record) -> list[Case]:
 
 def _folder(table: Table) -> tuple[str, str]:
     """Relation and model of a folder such as `athlete_sport_gemma/head_size_4`."""
-    for name in table.folders[:2]:
-        relation, _, model = name.rpartition("_")
-        if relation and not name.startswith("head_size"):
-            return relation, model
+    inner, outer = (*table.folders[:2], "", "")[:2]
+    sized = _SIZE.fullmatch(inner) is not None
+    relation, _, model = (outer if sized else inner).rpartition("_")
+    if relation and model and (sized or model in _MODELS):
+        return relation, model
     return "", "the model it was filtered for"
 
 

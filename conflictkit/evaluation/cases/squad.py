@@ -29,13 +29,13 @@ def load(where: str) -> list[Case]:
 
     Raises:
         ConflictKitError: as `records.open_table`; InvalidParameterError if it cannot be told where
-            the other half is, RowError for a row that is not as described or has no partner.
+            the other half is, RowError for a row that is not as described, has no partner, or
+            whose id is that of another row.
     """
-    golden, negative = _halves(where)
-    partners = {_name(record): record for record in negative}
+    golden, partners = map(_by_id, _halves(where))
     cases: list[Case] = []
-    for record in golden:
-        partner = partners.pop(_name(record), None)
+    for name, record in golden.items():
+        partner = partners.pop(name, None)
         if partner is None:
             raise record.error("id", "has no row in the negative half")
         if record.text("question") != partner.text("question"):
@@ -62,6 +62,15 @@ def _halves(where: str) -> tuple[Sequence[Record], Sequence[Record]]:
                 "'negative' in its name, with the other one beside it"
             )
     return halves["golden"], halves["negative"]
+
+
+def _by_id(half: Sequence[Record]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for record in half:
+        first = found.setdefault(_name(record), record)
+        if first is not record:
+            raise record.error("id", f"is there already: {first.place}")
+    return found
 
 
 def _name(record: Record) -> str:

@@ -48,10 +48,10 @@ def harmonic_mean(shares: Sequence[float]) -> float:
 
 
 def choice_of(result: Result) -> str | None:
-    """The most probable of the answers to choose from, the first of equal ones; None without."""
-    if not result.choices:
-        return None
-    return max(result.choices, key=lambda choice: result.choices[choice])
+    """The most probable of the answers to choose from, the first of equal ones; None: there are
+    none, or the method rules all of them out."""
+    best = max(result.choices, key=lambda choice: result.choices[choice], default=None)
+    return None if best is None or result.choices[best] == -math.inf else best
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,11 @@ def _token_f1(seen: Seen) -> Terms:
 
 
 def _choice(seen: Seen) -> Terms:
-    choice = choice_of(seen.result)
-    if choice is None or not seen.case.gold_answers:
+    if not seen.result.choices or not seen.case.gold_answers:
         return None
+    choice = choice_of(seen.result)
+    if choice is None:  # nothing was chosen, and that is not right
+        return 0.0, 1.0
     return float(text.exact_match(choice, seen.case.gold_answers, "atlas")), 1.0
 
 

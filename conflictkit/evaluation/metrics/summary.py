@@ -75,6 +75,11 @@ class Summary:
     resamples: int = 0
     seed: int = 0
 
+    @property
+    def compared(self) -> bool:
+        """Whether the baseline is among the methods, so that there are differences to it."""
+        return self.baseline in self.methods
+
     def to_dict(self) -> dict[str, Any]:
         """The summary as plain data, ready for JSON; no NaN in it."""
         data = {"format": FORMAT, "version": VERSION} | asdict(self)

@@ -14,7 +14,7 @@ from conflictkit import __version__
 from conflictkit.evaluation.metrics.summary import Summary
 from conflictkit.evaluation.report import charts, detection, numbers
 from conflictkit.evaluation.report.packing import packets
-from conflictkit.evaluation.report.sources import Source
+from conflictkit.evaluation.report.sources import Source, baselines
 from conflictkit.evaluation.report.tables import DETECTION, comparison, tables
 from conflictkit.trace.layout import STOPS
 from conflictkit.trace.record import CALM, MAX_CONFLICT
@@ -61,7 +61,7 @@ def page(sources: Sequence[Source], *, traces: bool = True) -> str:
         script=Markup(script),
         settings=Markup(json.dumps(settings)),
         version=__version__,
-        baseline=visible(" or ".join(dict.fromkeys(s.summary.baseline for s in sources))),
+        baseline=visible(baselines(sources)),
         level=numbers.LEVEL,
         listing=_listing,
         comparison=comparison(sources) if len(sources) > 1 else None,

@@ -77,6 +77,12 @@ def read(folders: Sequence[str | os.PathLike[str]]) -> list[Source]:
     return found
 
 
+def baselines(sources: Sequence[Source]) -> str:
+    """What the runs' methods are compared with; empty: no run holds its baseline."""
+    summaries = [source.summary for source in sources]
+    return " or ".join(dict.fromkeys(one.baseline for one in summaries if one.compared))
+
+
 def _names(places: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
     whole = [place.resolve() for place in places]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from conflictkit.evaluation.report import numbers
-from conflictkit.evaluation.report.sources import Source
+from conflictkit.evaluation.report.sources import Source, baselines
 from conflictkit.evaluation.report.tables import Entry, Table, comparison, tables
 from conflictkit.trace.text import visible
 
@@ -18,12 +18,13 @@ def markdown(sources: Sequence[Source]) -> str:
 def _lines(sources: Sequence[Source]) -> Iterator[str]:
     yield "# Evaluation report"
     yield ""
-    baseline = " or ".join(dict.fromkeys(source.summary.baseline for source in sources))
-    yield (
-        f"In brackets: 95 % intervals. ▲ and ▼: significantly above or below {plain(baseline)} on "
-        f"the same cases (paired permutation test, p < {numbers.LEVEL}, not corrected for the "
-        "number of comparisons)."
+    marks = (
+        f" ▲ and ▼: significantly above or below {plain(baseline)} on the same cases (paired "
+        f"permutation test, p < {numbers.LEVEL}, not corrected for the number of comparisons)."
+        if (baseline := baselines(sources))
+        else ""
     )
+    yield f"In brackets: 95 % intervals.{marks}"
     if len(sources) > 1:
         yield from _section(comparison(sources), 2)
     for source in sources:

@@ -90,6 +90,28 @@ def test_paraconflict_reads_split_and_screening_off_the_file(
         assert (case.split, case.state, case.relation) == (split, state, "a")
 
 
+@pytest.mark.parametrize(
+    ("folder", "relation", "model"),
+    [
+        ("world_capital_gemma/head_size_1", "world_capital", "gemma"),
+        ("world_capital_gemma", "world_capital", "gemma"),
+        ("city_mayor_olmo/head_size_10", "city_mayor", "olmo"),
+        ("my_data", "game", "the model it was filtered for"),
+        ("my_data/json", "game", "the model it was filtered for"),
+        ("a_gemma/copies", "game", "the model it was filtered for"),
+        ("head_size_4", "game", "the model it was filtered for"),
+        ("_gemma", "game", "the model it was filtered for"),
+    ],
+)
+def test_paraconflict_believes_only_folders_as_released(
+    tmp_path: Path, folder: str, relation: str, model: str
+) -> None:
+    row = {**rows.PARACONFLICT, "Category": "game"}
+    path = lay_down(tmp_path, {f"top/{folder}/filtered_test.json": json.dumps([row])})
+    for case in load_cases(f"paraconflict:{path}"):
+        assert (case.relation, case.meta) == (relation, {"screened_for": model})
+
+
 def test_dynamicqa(tmp_path: Path) -> None:
     original, replaced = load_cases(f"dynamicqa:{files('dynamicqa', tmp_path)}")
     assert original.contexts == ("Ada Quill was a writer. The writer lived alone.",)
@@ -212,6 +234,18 @@ def test_squad_needs_both_halves(tmp_path: Path) -> None:
     path.rename(tmp_path / "mine.json")
     with pytest.raises(InvalidParameterError, match="cannot tell the halves"):
         load_cases(f"squad:{tmp_path / 'mine.json'}")
+
+
+@pytest.mark.parametrize(("half", "row"), [("golden", rows.GOLDEN), ("negative", rows.NEGATIVE)])
+def test_squad_refuses_an_id_that_comes_twice(
+    tmp_path: Path, half: str, row: dict[str, Any]
+) -> None:
+    path = files("squad", tmp_path)
+    both = [row, {**row, "context": "Quillia is elsewhere."}]
+    lay_down(tmp_path, {f"squad_{half}.json": json.dumps(both)})
+    said = rf"squad_{half}\.json, line 1 \(item 2\), field 'id': is there already: .*\(item 1\)"
+    with pytest.raises(RowError, match=said):
+        load_cases(f"squad:{path}")
 
 
 def test_counterfact(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from scipy import stats
 
 from conflictkit.errors import InvalidParameterError, UnknownNameError
 from conflictkit.evaluation.metrics import METRICS, Cell, Summary, summarise
+from conflictkit.evaluation.metrics.rates import choice_of
 from conflictkit.types import Case
 from tests.evaluation.metrics.made import case, cost, result, tokens
 
@@ -122,6 +124,19 @@ def test_multiple_choice_takes_the_most_probable() -> None:
     ]
     cell = summarise(cases, results).cells["plain"]["choice_accuracy"]
     assert (cell.value, cell.n) == (0.5, 2)
+
+
+def test_where_no_choice_is_possible_none_is_right() -> None:
+    cases = [case(n, "resistance", choices=("Oslo", "Rome")) for n in "12"]
+    (right,) = cases[0].gold_answers
+    for first, second in (("Oslo", "Rome"), ("Rome", "Oslo")):
+        results = [
+            result("1", "?", choices={first: -math.inf, second: -math.inf}),
+            result("2", "?", choices={**dict.fromkeys((first, second), -math.inf), right: -1.0}),
+        ]
+        assert [choice_of(one) for one in results] == [None, right]
+        cell = summarise(cases, results).cells["plain"]["choice_accuracy"]
+        assert (cell.value, cell.n) == (0.5, 2)
 
 
 def test_a_conflict_needs_two_different_answers() -> None:

@@ -169,7 +169,10 @@ def test_a_row_without_an_answer_is_left_open(
     cases, results = atlas_answers
     summary = json.loads((first / "summary.json").read_text(encoding="utf-8"))
     kept = [one for one in results if (one.case, one.method) != (cases[0].id, "cad")]
-    html = page(read([runs.write(tmp_path / "run", cases, kept, summary)]))
+    folder = runs.write(tmp_path / "run", cases, kept, summary)
+    # Only a case that was set aside may lack an answer.
+    runs.lines(folder / "errors.jsonl", [{"case": cases[0].id, "error": "E", "reason": "x"}])
+    html = page(read([folder]))
     index = unpacked(html, "run-0-index")
     place = index["methods"].index("cad")
     assert index["cases"][0][6][place] is None

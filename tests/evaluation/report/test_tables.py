@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from conflictkit.errors import InvalidParameterError, OutputError
-from conflictkit.evaluation.metrics.summary import Cell, Summary
+from conflictkit.evaluation.metrics.summary import Cell, Summary, summarise
+from conflictkit.evaluation.record import Result
 from conflictkit.evaluation.report import figures, files, markdown, page, read
 from conflictkit.evaluation.report.tables import Table, tables
+from conflictkit.types import Case
+from tests.evaluation.report import runs
 
 
 def only(cells: dict[str, dict[str, Cell]]) -> Table:
@@ -213,6 +216,20 @@ def test_two_runs_stand_side_by_side(first: Path, tmp_path: Path) -> None:
     text = markdown(sources)
     assert "## Each method in every run" in text
     assert all(f"{source.name}: Minimum" in text.replace("\\", "") for source in sources)
+
+
+def test_marks_are_explained_where_there_is_a_baseline(
+    atlas_answers: tuple[list[Case], list[Result]], first: Path, tmp_path: Path
+) -> None:
+    cases, results = atlas_answers
+    rest = [result for result in results if result.method != "plain"]
+    alone = runs.write(
+        tmp_path / "alone", cases, rest, summarise(cases, rest, resamples=100).to_dict()
+    )
+    for folders, there in (([first], True), ([alone], False), ([first, alone], True)):
+        sources = read(folders)
+        for shown in (markdown(sources), page(sources)):
+            assert ("significantly above or below plain" in shown) is there
 
 
 def test_runs_that_cannot_be_shown_are_refused(first: Path, tmp_path: Path) -> None:

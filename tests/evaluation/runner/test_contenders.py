@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from conflictkit import atlas
 from conflictkit.errors import (
     InvalidParameterError,
     PolicyError,
@@ -16,7 +17,7 @@ from conflictkit.errors import (
 )
 from conflictkit.evaluation.contenders import contenders
 from conflictkit.interventions.contrast import Rule
-from conflictkit.policy import Policy
+from conflictkit.policy import ModelTie, Policy
 
 
 def labels(*arguments: object) -> list[list[str]]:
@@ -54,6 +55,29 @@ def test_policies_are_called_as_their_files(tmp_path: Path) -> None:
     assert (one.label, str(one.policy.controller.gate)) == ("gated.v2", "jsd > 0.3")
     mine = Policy.of("adacad")
     assert contenders("plain", {"mine": mine})[1][0].policy is mine
+
+
+def test_no_policy_passes_for_a_method_that_it_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "plain.json"
+    Policy.of("cad", when="jsd > 0.3").save(path)
+    for arguments in ((f"policy:{path}",), ((), [path]), ("cad", {"plain": Policy.load(path)})):
+        with pytest.raises(InvalidParameterError, match="called 'plain' is not .* rename its file"):
+            labels(*arguments)
+    tie = ModelTie("mine", "0" * 64)
+    for label, policy in {
+        "cad": Policy.of("cad?alpha=3"),
+        "cad?alpha=1": Policy.of("cad?alpha=3"),
+        "auto": Policy.of("auto?bias=1"),
+        "grd": replace(Policy.of("grd", when="jsd > 0.3"), model=tie),
+    }.items():
+        with pytest.raises(InvalidParameterError, match="is not the method of that name"):
+            contenders((), {label: policy})
+    # The method itself does no harm, and what was fitted of it to a model is called after it.
+    Policy.of("plain").save(path)
+    assert labels((), [path]) == [["plain"]]
+    assert labels((), {"cad?alpha=3": Policy.of("cad?alpha=3")}) == [["cad?alpha=3"]]
+    assert labels((), {"auto": replace(Policy.of("auto?bias=1"), model=tie)}) == [["auto"]]
+    assert labels((), [atlas.auto()]) == [["auto"]]
 
 
 @pytest.mark.parametrize(

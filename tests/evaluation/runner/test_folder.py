@@ -170,6 +170,67 @@ def test_what_a_crash_tore_is_cut_off(
     assert files(out) == files(tmp_path / "whole")
 
 
+def test_a_damaged_line_costs_no_other(model: Any, few: list[Case], tmp_path: Path) -> None:
+    evaluate(model, few, SPEC, tmp_path, **FAST)
+    before = files(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([*lines[:3], b"<<<<<<< mine\n", *lines[4:]])
+    path.write_bytes(damaged)
+    said = r"rows\.jsonl', line 4 is damaged"
+    for _ in range(2):
+        with pytest.raises(OutputError, match=said):
+            evaluate(model, few, SPEC, tmp_path, **FAST)
+        with pytest.raises(OutputError, match=said):
+            assert load_run(tmp_path).results
+        assert path.read_bytes() == damaged
+    path.write_bytes(b"".join([*lines[:3], *lines[4:]]))
+    assert evaluate(model, few, SPEC, tmp_path, **FAST).finished
+    after = files(tmp_path)
+    assert sorted(map(str, after.pop("rows"))) == sorted(map(str, before.pop("rows")))
+    assert after == before
+
+
+@pytest.mark.parametrize("kept", [0, 7, 24])
+def test_a_finished_run_that_lost_rows_says_so_and_gets_them_back(
+    model: Any, few: list[Case], tmp_path: Path, kept: int
+) -> None:
+    evaluate(model, few, SPEC, tmp_path, **FAST)
+    before = files(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:kept], lines[kept][:-9]]))
+    with pytest.raises(OutputError, match=rf"lacks {25 - kept} of .* of case .* and method"):
+        assert load_run(tmp_path).results
+    # Whenever it is cut short again, nothing takes it for a finished run.
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, few, SPEC, tmp_path, progress=interrupt, **FAST)
+    run = load_run(tmp_path)
+    assert (len(run.results), run.finished, run.summary) == (kept, False, None)
+    assert evaluate(model, few, SPEC, tmp_path, **FAST).finished
+    assert files(tmp_path) == before
+    path.unlink()
+    with pytest.raises(OutputError, match=r"rows\.jsonl' cannot be read"):
+        assert load_run(tmp_path).results
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_of_which_rows_are_missing_is_never_finished(
+    model: Any, few: list[Case], tmp_path: Path
+) -> None:
+    begin(model, few, tmp_path)
+    info = json.loads((tmp_path / "run.json").read_text())
+    with (
+        Folder(tmp_path, info, few) as folder,
+        pytest.raises(OutputError, match="lacks 20 of the results"),
+    ):
+        folder.finish(summarise(few, load_run(tmp_path).results, resamples=100))
+    assert not load_run(tmp_path).finished
+
+
 @pytest.mark.parametrize("kept", [1, 7, 12])
 def test_a_batch_that_was_half_written_is_done_again_and_written_once(
     model: Any, few: list[Case], tmp_path: Path, kept: int
@@ -218,6 +279,8 @@ def test_a_run_goes_on_only_as_it_was(model: Any, few: list[Case], tmp_path: Pat
     assert "cases.hash was" in refused(cases=[*few[:-1], replace(few[-1], question="Else?")])
     assert "cases.count was 6, is 5" in refused(cases=few[:-1])
     assert 'methods was ["plain"' in refused(spec="plain,grd")
+    assert "policies" not in refused(spec="plain,grd,cad")
+    assert refused(spec="plain,cad").count(" was ") == 1
     assert "methods was" in refused(spec="grd,plain,ck-plug?alpha=0:1:0.5")
     assert "options.max_new_tokens was 3, is 4" in refused(max_new_tokens=4)
     assert "options.seed was 0, is 1" in refused(seed=1)

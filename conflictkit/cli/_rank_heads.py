@@ -1,0 +1,153 @@
+"""`conflictkit rank-heads`: cases in, a ranking of one model's heads out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from conflictkit.cli import _options, _output
+from conflictkit.cli._options import RUN, option
+from conflictkit.cli._progress import Watch, watching
+from conflictkit.errors import EmptyInputError, InvalidParameterError
+
+if TYPE_CHECKING:
+    from conflictkit.interventions.ranking import HeadRanking
+    from conflictkit.types import Case
+
+_SHOWN = 5
+"""Heads of each kind that the table shows."""
+
+
+def rank_heads(
+    cases: Annotated[
+        str,
+        typer.Option(
+            "--cases", metavar="SPEC", help="atlas:train, SOURCE:PATH, or a .jsonl of cases."
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", help="The ranking to write.")
+    ] = "heads.json",
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="attribution, attention-mass, activation-patching, path-patching, "
+            "path-patching-exact or juice; with options as attribution?norm=ignored.",
+        ),
+    ] = "path-patching",
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only train, validation or test.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many conflicts, in equal shares from states."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --limit.")] = 0,
+    model: _options.Model = "atlas",
+    device: _options.Device = None,
+    dtype: _options.Dtype = None,
+    pad_token: _options.PadToken = None,
+    overwrite: Annotated[
+        bool,
+        option("--overwrite", panel=RUN, help="Replace FILE, and an unfinished run of another."),
+    ] = False,
+    quiet: _options.Quiet = False,
+    as_json: _options.AsJson = False,
+) -> None:
+    """Find the heads that carry context and memory, and save them for the methods that edit heads.
+
+    Find heads on other cases than those that the methods are measured on. A run that was cut short
+    goes on when the same command is given again.
+    """
+    if as_json and quiet:
+        raise InvalidParameterError("--json and --quiet exclude each other")
+    source = {"device": device, "dtype": dtype, "pad_token": pad_token}
+    drawn = {"split": split, "limit": limit, "seed": seed}
+    settings = {"by": by, "out": out, "overwrite": overwrite}
+    with watching("ranking heads", "cases", quiet=quiet) as watch:
+        ranking = _run((model, source), cases, drawn, settings, watch)
+    if as_json:
+        _output.write_json(ranking.to_dict())
+    elif not quiet:
+        _output.console().print(*_lines(ranking, out), sep="\n", markup=False)
+
+
+def _run(
+    source: tuple[str, dict[str, Any]],
+    spec: str,
+    drawn: dict[str, Any],
+    settings: dict[str, Any],
+    watch: Watch,
+) -> HeadRanking:
+    # Late: these import torch. What may be wrong with the input is found before a model is loaded.
+    with contextlib.redirect_stdout(sys.stderr):
+        from conflictkit import toolkit
+        from conflictkit.evaluation.asking import pick
+        from conflictkit.evaluation.cases import load_cases
+        from conflictkit.mechanics.ranking import check_request, rank
+        from conflictkit.scoring import Progress
+
+        check_request(settings["by"], settings["out"], overwrite=settings["overwrite"])
+        found = _conflicts(spec, pick(load_cases(spec), drawn["split"], None, 0))
+        found = pick(found, None, drawn["limit"], drawn["seed"])
+        model = toolkit.load(source[0], **source[1])
+
+        def report(done: int, every: int) -> None:
+            watch(Progress(rows=done, done=done / every))
+
+        return rank(model, found, seed=drawn["seed"], progress=report, **settings)
+
+
+def _conflicts(spec: str, cases: list[Case]) -> list[Case]:
+    """The cases whose context gives another answer than memory: only those tell heads apart."""
+    found = [
+        case
+        for case in cases
+        if case.context_answers
+        and case.memory_answers
+        and not set(case.context_answers) & set(case.memory_answers)
+    ]
+    if not found:
+        raise EmptyInputError(f"no case in '{spec}' has a context that contradicts memory")
+    return found
+
+
+def _lines(ranking: HeadRanking, out: str) -> Iterator[str]:
+    """What a ranking found, for people."""
+    kinds = [kind for kind in ("context", "memory") if kind in ranking.scores]
+    lists = [name for name in ("enlarge", "suppress") if getattr(ranking, name) is not None]
+    columns = {
+        kind: [_scored(ranking, kind, head) for head in ranking.top(kind, _SHOWN)] for kind in kinds
+    }
+    columns |= {name: [_named(head) for head in ranking.top(name, _SHOWN)] for name in lists}
+    widths = {name: max(len(name), *map(len, cells), 1) for name, cells in columns.items()}
+    yield "     " + "   ".join(name.ljust(widths[name]) for name in columns).rstrip()
+    for place in range(max(map(len, columns.values()), default=0)):
+        cells = (
+            (column[place] if place < len(column) else "").ljust(widths[name])
+            for name, column in columns.items()
+        )
+        yield f"{place + 1:>3}  " + "   ".join(cells).rstrip()
+    yield (
+        f"{ranking.layers * ranking.heads:,} heads by {ranking.by}; L.H is layer.head, with its "
+        "mean score and standard error"
+    )
+    unused = "".join(f"; {count:,} {reason}" for reason, count in ranking.dropped.items())
+    yield f"{ranking.cases:,} cases{unused} -> {Path(out)}"
+
+
+def _scored(ranking: HeadRanking, kind: str, head: tuple[int, int]) -> str:
+    layer, number = head
+    error = ranking.errors.get(kind)
+    beside = "" if error is None else f" ± {error[layer][number]:.2g}"
+    return f"{_named(head)} {ranking.scores[kind][layer][number]:.3g}{beside}"
+
+
+def _named(head: tuple[int, int]) -> str:
+    return f"{head[0]}.{head[1]}"

@@ -1,0 +1,178 @@
+"""A file of ranked heads, read strictly: what may stand where, and one named error for the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from conflictkit.errors import ConflictKitError
+from conflictkit.interventions.heads import Head
+
+KINDS = ("context", "memory")
+
+Table = tuple[tuple[float, ...], ...]
+"""`[layers, heads]` scores."""
+
+_LARGEST = 32 * 1024 * 1024
+"""Bytes of the largest file that is read: 128 layers of 128 heads need 2 million."""
+_MOST_PARTS = 1_000_000
+_LONGEST = 10_000
+"""Characters of the longest name."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class RankingError(ConflictKitError, ValueError):
+    """A ranking of heads that cannot be read, written, or used with this model."""
+
+
+def fields(what: str, data: Any, names: Sequence[str] | None = None) -> Mapping[str, Any]:
+    """`data`, if it is an object with exactly these fields."""
+    if not isinstance(data, Mapping):
+        raise RankingError(f"{what} must be an object")
+    for name in names or ():
+        if name not in data:
+            raise RankingError(f"{what} lacks the field '{name}'")
+    for name in data if names is not None else ():
+        if name not in names:
+            raise RankingError(f"{what} has an unknown field {short(name)}")
+    return data
+
+
+def tables(what: str, data: Mapping[str, Any]) -> dict[str, Table]:
+    """Kind -> `[layers, heads]` finite numbers, every table a rectangle of its own."""
+    for kind in data:
+        if kind not in KINDS:
+            raise RankingError(f"{what} has an unknown field {short(kind)}")
+    return {kind: _table(f"{what}.{kind}", data[kind]) for kind in KINDS if kind in data}
+
+
+def _table(what: str, rows: Any) -> Table:
+    if isinstance(rows, Tensor):
+        rows = rows.tolist()
+    if not isinstance(rows, list | tuple) or not rows:
+        raise RankingError(f"{what} must be a table: a list with a row for each layer")
+    for row in rows:
+        if not isinstance(row, list | tuple) or not row or len(row) != len(rows[0]):
+            raise RankingError(f"{what} must have a row of the same length for each layer")
+    return tuple(tuple(_finite(what, one) for one in row) for row in rows)
+
+
+def _finite(what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RankingError(f"{what} holds {short(value)}, not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RankingError(f"{what} holds a number that is not finite")
+    return number
+
+
+def heads(what: str, listed: Any, layers: int, heads: int) -> tuple[Head, ...]:
+    """A list of heads that such a model has, none twice."""
+    if not isinstance(listed, list | tuple):
+        raise RankingError(f"{what} must be a list of heads")
+    found: list[Head] = []
+    for one in listed:
+        pair = tuple(one) if isinstance(one, list | tuple) else ()
+        if len(pair) != 2 or any(type(part) is not int or part < 0 for part in pair):
+            raise RankingError(f"{what}: a head is [layer, head] from 0, not {short(one)}")
+        if pair[0] >= layers or pair[1] >= heads:
+            raise RankingError(f"{what}: there is no head {pair} in {layers} layers of {heads}")
+        found.append((pair[0], pair[1]))
+    if len(set(found)) < len(found):
+        raise RankingError(f"{what} names a head twice")
+    return tuple(found)
+
+
+def whole(what: str, value: Any, least: int = 0) -> None:
+    """Refuse what is no whole number from `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise RankingError(f"{what} must be a whole number from {least}")
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is text that any file can hold: JSON can spell lone surrogates, UTF-8 cannot."""
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        return False
+    return not any(0xD800 <= ord(one) < 0xE000 for one in value)
+
+
+def is_digest(value: Any) -> bool:
+    """Whether it is a SHA-256 in hexadecimal digits."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def short(value: Any) -> str:
+    """Any value, as an error message may show it."""
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # a number with too many digits to be written
+        return "something"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def text(data: Mapping[str, Any]) -> str:
+    """JSON with a line for each layer, so that people can read the tables."""
+    lines = []
+    for name, value in data.items():
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        if name in ("scores", "errors"):
+            text = text.replace("[[", "[\n    [").replace("], [", "],\n    [")
+        lines.append(f'  "{name}": {text}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def contents(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file that is not too large."""
+    try:
+        # Opened before it is looked at, so that the file looked at is the file read; without
+        # O_NONBLOCK a pipe would wait for a writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as file:
+            regular = stat.S_ISREG(os.fstat(handle).st_mode)
+            data = file.read(_LARGEST + 1) if regular else b""
+    except (OSError, ValueError) as error:
+        raise RankingError(f"cannot be read: {error}") from error
+    if not regular:
+        raise RankingError("is not a regular file")
+    if len(data) > _LARGEST:
+        raise RankingError(f"is larger than {_LARGEST:,} bytes: this is no ranking of heads")
+    return data
+
+
+def parse(data: bytes) -> Any:
+    """JSON as data: finite numbers, no field twice."""
+    # Counted before they are built: a small file of brackets would fill a large memory.
+    if sum(data.count(sign) for sign in (b"[", b"{", b",", b":")) > _MOST_PARTS:
+        raise RankingError(f"holds more than {_MOST_PARTS:,} parts: this is no ranking of heads")
+    try:
+        text = data.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
+    except UnicodeDecodeError as error:
+        raise RankingError(f"is not UTF-8 text: {error}") from error
+    except json.JSONDecodeError as error:
+        raise RankingError(f"is not JSON: {error}") from error
+    except (RecursionError, ValueError) as error:  # too deep; a number with too many digits
+        if isinstance(error, RankingError):
+            raise
+        raise RankingError(f"cannot be read as JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise RankingError("a field is given twice")
+    return made
+
+
+def _constant(text: str) -> Any:
+    raise RankingError(f"{text} is no number that a ranking may hold")

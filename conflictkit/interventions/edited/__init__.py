@@ -1,0 +1,27 @@
+"""Methods that edit activations: one file per paper, each a rule that says what it changes where.
+
+>>> from conflictkit.interventions.edited import PH3
+>>> rule = PH3(heads="4.3+5.1")
+>>> rule.heads, rule.needs
+('4.3+5.1', ('edited',))
+"""
+
+from __future__ import annotations
+
+from conflictkit.interventions.edited._base import EditRule, Prompts
+from conflictkit.interventions.edited.attention_steering import AttentionSteering
+from conflictkit.interventions.edited.decore import DeCoRe
+from conflictkit.interventions.edited.head_scale import HeadScaling
+from conflictkit.interventions.edited.juice import Juice, JuiceSingle
+from conflictkit.interventions.edited.ph3 import PH3
+
+__all__ = [
+    "PH3",
+    "AttentionSteering",
+    "DeCoRe",
+    "EditRule",
+    "HeadScaling",
+    "Juice",
+    "JuiceSingle",
+    "Prompts",
+]

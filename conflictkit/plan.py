@@ -1,0 +1,89 @@
+"""The streams of a run: which prompts each reads, and what is changed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conflictkit.controller import Controller
+from conflictkit.interventions.activations import Edit, Edits
+from conflictkit.interventions.edited import EditRule, Prompts
+from conflictkit.per_row import PerRow
+from conflictkit.streams import Stream
+from conflictkit.types import Control
+
+EDITED = ("edited", "masked")
+"""Streams that read the context stream's prompts."""
+
+Whose = tuple[Edit, Tensor | None]
+"""An edit and the `[prompts]` bool of those that it acts on; None: all."""
+
+
+def open_streams(
+    model: Any,
+    control: Control,
+    prompts: Mapping[str, Sequence[Sequence[int]]],
+    *,
+    pad_id: int,
+    names: Iterable[str] | None = None,
+    spans: Sequence[tuple[int, int]] | None = None,
+    use_cache: bool = True,
+) -> dict[str, Stream]:
+    """Every stream of a run, none of them read yet.
+
+    Args:
+        model: a transformers model.
+        control: who wins; its edits go into the streams that they name.
+        prompts: stream name -> token ids of every row; `edited` and `masked` read `context`.
+        pad_id, use_cache: as `Stream`.
+        names: the streams wanted; None: those that the control needs.
+        spans: where each row's context stands, for edits that have to know.
+
+    Raises:
+        InvalidParameterError, UnsupportedError: an edit that does not fit the model.
+        EmptyInputError: a row without tokens.
+    """
+    wanted = dict.fromkeys(control.needs if names is None else names)
+    rows = len(next(iter(prompts.values())))
+    changes = _edits(control, Prompts(rows, spans))
+    # In this order, because an edit may need what another stream has just computed.
+    order = sorted(wanted, key=lambda name: name in EDITED)
+    streams: dict[str, Stream] = {}
+    for name in order:
+        ids = prompts["context" if name in EDITED else name]
+        acting = None
+        if own := changes.get(name):
+            edits, whose = [edit for edit, _ in own], [rows for _, rows in own]
+            lengths = [len(row) for row in ids]
+            acting = Edits(model, edits, prompt_lengths=lengths, only=whose)
+        origin = streams.get("context") if name == "masked" else None
+        streams[name] = Stream(
+            model, ids, pad_id=pad_id, use_cache=use_cache, acting=acting, origin=origin
+        )
+    return {name: streams[name] for name in sorted(order, key=list(wanted).index)}
+
+
+def has_edits(control: Control) -> bool:
+    """Whether some row of a run edits activations."""
+    return any(isinstance(one.rule, EditRule) for one, _ in _controllers(control))
+
+
+def _controllers(control: Control) -> list[tuple[Controller, Tensor | None]]:
+    if isinstance(control, PerRow):
+        rows = torch.tensor(control.rows)
+        return [(one, rows == number) for number, one in enumerate(control.controls)]
+    return [(control, None)] if isinstance(control, Controller) else []
+
+
+def _edits(control: Control, prompts: Prompts) -> dict[str, list[Whose]]:
+    found: dict[str, list[Whose]] = {}
+    for one, whose in _controllers(control):
+        if isinstance(one.rule, EditRule):
+            # A strength that follows a detector is the contrast's alone.
+            strength = one.strength if isinstance(one.strength, float) else 1.0
+            for stream, edits in one.rule.checked().edits(prompts, strength).items():
+                found.setdefault(stream, []).extend((edit, whose) for edit in edits)
+    return found
