@@ -29,10 +29,10 @@ from conflictkit.handed import (
     split_parameters,
     unpadded,
 )
+from conflictkit.plan import EDITED, open_streams
 from conflictkit.policy import PARTS
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Host, Stepper
-from conflictkit.streams import Stream
 
 # What generate() prepares for every model, and what becomes of it here.
 _PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
@@ -51,6 +51,7 @@ def decode(
     memory_ids: Ids | None = None,
     method: Method | Sequence[Method] | None = None,
     policy: Policies | Sequence[Policies] | None = None,
+    context_spans: Sequence[tuple[int, int]] | None = None,
     token_streamer: Any = None,
     **given: Any,
 ) -> Any:
@@ -70,6 +71,8 @@ def decode(
             one for each prompt; None: `adacad`, unless a policy is given.
         policy: a `conflictkit.policy.Policy` or its file, or a list with one for each prompt,
             instead of a method.
+        context_spans: `(start, stop)` of the context in each prompt's own tokens; only methods that
+            steer attention to it need it.
         token_streamer: a streamer of transformers, for one prompt and one answer without beams:
             `put(prompt)`, `put(token)` for each token, `end()`, also after an error or a refusal.
         given: the method's parameters by name; `when`, `strength`, `start_after` (as token ids);
@@ -95,7 +98,7 @@ def decode(
         prompts = unpadded(input_ids[::repeats], None if mask is None else mask[::repeats])
         _refuse_positions(given.get("position_ids"), input_ids, mask)
         parts, params = split_parameters(own)
-        control = control_of(model, len(prompts), method, policy, parts, params)
+        control = control_of(model, len(prompts), method, policy, parts, params, EDITED)
         rows = {"context": prompts}
         if "memory" in control.needs:
             rows["memory"] = rows_of(model, memory_ids)
@@ -132,11 +135,17 @@ def decode(
         fill = pad if pad is not None else (ends[0] if ends else 0)
         host = Host(input_ids[::repeats], fill, after, stopping_criteria, keep=kept)
         read = ("context", *control.needs) if before or kept else control.needs
+        streams = open_streams(
+            model,
+            control,
+            rows,
+            pad_id=fill,
+            names=read,
+            spans=context_spans,
+            use_cache=given.get("use_cache", True),
+        )
         run = Stepper(
-            {
-                name: Stream(model, rows[name], pad_id=fill, use_cache=given.get("use_cache", True))
-                for name in dict.fromkeys(read)
-            },
+            streams,
             control,
             decoding,
             end_ids=ends,

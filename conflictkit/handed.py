@@ -94,6 +94,7 @@ def control_of(
     policy: Policies | Sequence[Policies] | None,
     parts: Mapping[str, Any],
     params: Mapping[str, Any],
+    more: Sequence[str] = (),
 ) -> Control:
     """Who wins, from what was given to a processor or to `generate`, checked against the model.
 
@@ -103,8 +104,10 @@ def control_of(
         method: a name, `name?parameter=value`, a rule or a controller; or one for each row.
         policy: a policy or its file; or one for each row.
         parts, params: as `conflictkit.policy.choose`.
+        more: streams that are known beside context and memory.
 
     Raises:
+        UnsupportedError: a method that needs another stream.
         UnknownNameError, InvalidParameterError, PolicyError: what cannot be used.
     """
     policies = choose_rows(rows, method, policy, parts, params)
@@ -118,9 +121,12 @@ def control_of(
                 "conflictkit.Controller that is bound to one (`.bound(tokenizer)`)"
             )
     control = PerRow.of([chosen.controller for chosen in policies])
-    unknown = [name for name in control.needs if name not in ("context", "memory")]
+    unknown = [name for name in control.needs if name not in ("context", "memory", *more)]
     if unknown:
-        raise UnsupportedError(f"'{control.name}' needs a stream '{unknown[0]}', unknown here")
+        raise UnsupportedError(
+            f"'{control.name}' edits activations, which a processor cannot: use "
+            "generate(..., custom_generate=conflictkit.decode), or attach it (`rule.attach(model)`)"
+        )
     return control
 
 

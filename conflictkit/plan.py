@@ -31,8 +31,9 @@ def open_streams(
     names: Iterable[str] | None = None,
     spans: Sequence[tuple[int, int]] | None = None,
     use_cache: bool = True,
+    read: Mapping[str, Stream] | None = None,
 ) -> dict[str, Stream]:
-    """Every stream of a run, none of them read yet.
+    """Every stream of a run, none of them read yet, but for those that are given.
 
     Args:
         model: a transformers model.
@@ -41,23 +42,26 @@ def open_streams(
         pad_id, use_cache: as `Stream`.
         names: the streams wanted; None: those that the control needs.
         spans: where each row's context stands, for edits that have to know.
+        read: streams of the same rows that have been read; taken where nothing is changed in them.
 
     Raises:
         InvalidParameterError, UnsupportedError: an edit that does not fit the model.
         EmptyInputError: a row without tokens.
     """
     wanted = dict.fromkeys(control.needs if names is None else names)
-    rows = len(next(iter(prompts.values())))
-    changes = _edits(control, Prompts(rows, spans))
+    lengths = [len(row) for row in prompts.get("context", ())]
+    changes = _edits(control, Prompts(lengths, spans))
     # In this order, because an edit may need what another stream has just computed.
     order = sorted(wanted, key=lambda name: name in EDITED)
     streams: dict[str, Stream] = {}
     for name in order:
+        if read and name in read and name not in changes:
+            streams[name] = read[name]
+            continue
         ids = prompts["context" if name in EDITED else name]
         acting = None
         if own := changes.get(name):
             edits, whose = [edit for edit, _ in own], [rows for _, rows in own]
-            lengths = [len(row) for row in ids]
             acting = Edits(model, edits, prompt_lengths=lengths, only=whose)
         origin = streams.get("context") if name == "masked" else None
         streams[name] = Stream(

@@ -68,10 +68,9 @@ def rank_heads(
     if as_json and quiet:
         raise InvalidParameterError("--json and --quiet exclude each other")
     source = {"device": device, "dtype": dtype, "pad_token": pad_token}
-    drawn = {"split": split, "limit": limit, "seed": seed}
-    settings = {"by": by, "out": out, "overwrite": overwrite}
+    settings = {"by": by, "out": out, "overwrite": overwrite, "limit": limit, "seed": seed}
     with watching("ranking heads", "cases", quiet=quiet) as watch:
-        ranking = _run((model, source), cases, drawn, settings, watch)
+        ranking = _run((model, source), cases, split, settings, watch)
     if as_json:
         _output.write_json(ranking.to_dict())
     elif not quiet:
@@ -81,7 +80,7 @@ def rank_heads(
 def _run(
     source: tuple[str, dict[str, Any]],
     spec: str,
-    drawn: dict[str, Any],
+    split: str | None,
     settings: dict[str, Any],
     watch: Watch,
 ) -> HeadRanking:
@@ -94,14 +93,13 @@ def _run(
         from conflictkit.scoring import Progress
 
         check_request(settings["by"], settings["out"], overwrite=settings["overwrite"])
-        found = _conflicts(spec, pick(load_cases(spec), drawn["split"], None, 0))
-        found = pick(found, None, drawn["limit"], drawn["seed"])
+        found = _conflicts(spec, pick(load_cases(spec), split, None, 0))
         model = toolkit.load(source[0], **source[1])
 
         def report(done: int, every: int) -> None:
             watch(Progress(rows=done, done=done / every))
 
-        return rank(model, found, seed=drawn["seed"], progress=report, **settings)
+        return rank(model, found, progress=report, **settings)
 
 
 def _conflicts(spec: str, cases: list[Case]) -> list[Case]:

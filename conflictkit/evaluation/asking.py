@@ -26,12 +26,14 @@ class Ready:
         case: the case.
         prompts: stream name -> ids; without a context only `memory`.
         choices: ids of the answers to choose from, as they stand behind the prompt.
+        span: `(start, stop)` of the context in its prompt; None: unknown, the prompt is fixed.
     """
 
     number: int
     case: Case
     prompts: Mapping[str, Ids]
     choices: tuple[Ids, ...] = ()
+    span: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[bool, int]:
@@ -59,21 +61,25 @@ def prepare(model: Model, case: Case, number: int, wording: Mapping[str, Any]) -
     choices = tuple(_choice(model, case, choice, wording) for choice in case.choices)
     longest = max(map(len, choices), default=0)
     if longest <= wording["max_new_tokens"]:
-        return Ready(number, case, _prompts(model, case, wording), choices)
+        prompts, span = _prompts(model, case, wording)
+        return Ready(number, case, prompts, choices, span)
     if model.window is not None and longest >= model.window:
         raise ContextTooLongError(
             f"the longest choice has {longest} tokens, the window {model.window}: shorten it"
         )
     try:
-        prompts = _prompts(model, case, {**wording, "max_new_tokens": longest})
+        prompts, span = _prompts(model, case, {**wording, "max_new_tokens": longest})
     except ContextTooLongError as error:
         raise ContextTooLongError(f"beside a choice of {longest} tokens, {error}") from error
-    return Ready(number, case, prompts, choices)
+    return Ready(number, case, prompts, choices, span)
 
 
-def _prompts(model: Model, case: Case, wording: Mapping[str, Any]) -> dict[str, Ids]:
-    """What each stream reads; it leaves `max_new_tokens` free."""
+def _prompts(
+    model: Model, case: Case, wording: Mapping[str, Any]
+) -> tuple[dict[str, Ids], tuple[int, int] | None]:
+    """What each stream reads, and where the context stands; it leaves `max_new_tokens` free."""
     prompts: dict[str, Ids] = {}
+    span = None
     fixed = {"context": case.prompt, "memory": case.memory_prompt}
     wanted = ["context", "memory"] if case.contexts or case.prompt is not None else ["memory"]
     missing = [name for name in wanted if fixed[name] is None]
@@ -82,6 +88,7 @@ def _prompts(model: Model, case: Case, wording: Mapping[str, Any]) -> dict[str, 
         contexts = case.contexts if "context" in missing else None
         built = model.prompts(case.question, contexts or None, **wording)
         prompts = {name: built[name].ids for name in missing}
+        span = built["context"].context if "context" in missing else None
     for name in wanted:
         if (text := fixed[name]) is not None:
             prompts[name] = _verbatim(model.tokenizer, text)
@@ -89,9 +96,9 @@ def _prompts(model: Model, case: Case, wording: Mapping[str, Any]) -> dict[str, 
             if left is not None and len(prompts[name]) > left:
                 raise ContextTooLongError(
                     f"the prompt has {len(prompts[name])} tokens, the window leaves {left}, and a "
-                    "prompt that the case fixes is never cut: shorten it"
+                    "prompt that the case fixes is never cut: shorten it, or what is to follow it"
                 )
-    return {name: prompts[name] for name in wanted}
+    return {name: prompts[name] for name in wanted}, span
 
 
 def _choice(model: Model, case: Case, choice: str, wording: Mapping[str, Any]) -> Ids:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from conflictkit import methods as registry
 from conflictkit.errors import ConflictKitError, InvalidParameterError, UnsupportedError
+from conflictkit.plan import EDITED
 from conflictkit.policy import Policy
 
 POLICY = "policy:"
@@ -77,10 +78,10 @@ def contenders(methods: str | Sequence[str], policies: Policies = ()) -> tuple[G
         if labels.count(one.label) > 1:
             raise InvalidParameterError(f"two methods are called '{one.label}': name it once")
         for name in one.needs:
-            if name not in ("context", "memory"):
+            if name not in ("context", "memory", *EDITED):
                 raise UnsupportedError(
                     f"method '{one.label}' needs the stream '{name}', which an evaluation does not "
-                    "read: it reads context and memory"
+                    "read"
                 )
     return tuple(groups)
 

@@ -29,6 +29,7 @@ from conflictkit.evaluation.metrics import summarise, text
 from conflictkit.evaluation.record import Result
 from conflictkit.evaluation.shared import Batch
 from conflictkit.evaluation.writing import Writer
+from conflictkit.plan import has_edits
 from conflictkit.policy import Policy
 from conflictkit.scoring.run import Progress
 from conflictkit.scoring.scorer import batches
@@ -91,7 +92,7 @@ def evaluate(
             `conflictkit.evaluation.metrics.text.MATCHES`.
         overwrite: replace another run, or a finished one.
         progress: called before the first batch and after each.
-        options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template` 
+        options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template`
             `truncate` and `heads`, as in `Model.ask`.
 
     Returns:
@@ -194,6 +195,7 @@ class _Runner:
         self._methods = [one for group in groups for one in group]
         memory = Policy.of("memory")
         self._closed = (Contender("memory", memory),)
+        self._editing = tuple(group for group in groups if has_edits(group[0].policy.controller))
 
     def all(
         self,
@@ -239,14 +241,12 @@ class _Runner:
         short = replace(self._decoding, max_new_tokens=min(2, self._decoding.max_new_tokens))
         try:
             batch = Batch(self._model, part, short)
-            for _ in batch.answers(self._of(part)[0]):
+            for _ in batch.answers(
+                self._groups[0] if "context" in part[0].prompts else self._closed
+            ):
                 pass
         except LogitsError:
             return  # `_finish` meets it again, and knows what to do
-
-    def _of(self, part: Sequence[Ready]) -> Sequence[Group]:
-        """Without a context every method is the memory stream."""
-        return self._groups if "context" in part[0].prompts else (self._closed,)
 
     def _finish(self, part: Sequence[Ready]) -> None:
         """All methods over a batch. A batch of which something is missing is done again as a whole,
@@ -264,8 +264,25 @@ class _Runner:
         self._folder.add(results)
 
     def _results(self, part: Sequence[Ready]) -> list[Result]:
+        if "context" in part[0].prompts:
+            return self._answered(part, self._groups)
+        # Without a context every contrast is the memory stream; an edit acts there too.
+        memory = self._answered(part, [self._closed])
+        alone = [replace(one, prompts={**one.prompts, "context": one.prompts["memory"]},
+                         span=(0, 0)) for one in part]  # fmt: skip
+        edited = self._answered(alone, self._editing) if self._editing else []
+        told = {result.method for result in edited}
+        copied = [
+            replace(result, method=method.label)
+            for method in self._methods
+            for result in memory
+            if method.label not in told
+        ]
+        return copied + edited
+
+    def _answered(self, part: Sequence[Ready], groups: Sequence[Group]) -> list[Result]:
         batch = Batch(self._model, part, self._decoding)
-        found = [pair for group in self._of(part) for pair in batch.answers(group)]
+        found = [pair for group in groups for pair in batch.answers(group)]
         said = {
             (row, answer.ids): None
             for _, answers in found
@@ -287,11 +304,7 @@ class _Runner:
                 results.append(
                     self._writer.result(one, contender.label, answer, cost, reading, scored)
                 )
-        if self._of(part) is self._groups:
-            return results
-        return [
-            replace(result, method=method.label) for method in self._methods for result in results
-        ]
+        return results
 
 
 def _check_whole(name: str, value: Any) -> None:

@@ -23,6 +23,7 @@ from conflictkit.evaluation.contenders import Contender, Group
 from conflictkit.evaluation.record import Cost
 from conflictkit.interventions.contrast import mix
 from conflictkit.per_row import PerRow
+from conflictkit.plan import open_streams
 from conflictkit.scoring.forced import MOST_LOGITS
 from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream
@@ -132,7 +133,7 @@ class Batch:
         """
         found: dict[Spoken, float] = {}
         for part in self._parts(said):
-            logits = self._follow(part)
+            logits = self._follow(part, control)
             found |= zip(part, self._fold(control, logits, part), strict=True)
         return found
 
@@ -158,10 +159,7 @@ class Batch:
         """The answers of all methods, one method's after the other's."""
         size = len(self.ready)
         control = PerRow.of([one.policy.controller for one in part for _ in range(size)])
-        needed = {name: self._streams[name].fork() for name in control.needs}
-        if len(part) > 1:
-            for stream in needed.values():
-                stream.select(torch.arange(size).repeat(len(part)))
+        needed = self._open(control, torch.arange(size).repeat(len(part)))
         decoding = self._decoding
         if isinstance(decoding.seed, int):
             # A case draws the same numbers under every method and in every batch.
@@ -177,27 +175,49 @@ class Batch:
         )
         return [row[0] for row in engine.generate(run)]
 
+    def _open(self, control: Control | None, rows: Tensor) -> dict[str, Stream]:
+        """The streams that a control needs (None: all that were read), for these rows of the batch;
+        what is changed while it is read has to be read again."""
+        names = [n for n in self._streams if control is None or n in control.needs]
+        read = {name: self._streams[name].fork() for name in names}
+        for stream in read.values():
+            stream.select(rows)
+        if control is None:
+            return read
+        mine = [self.ready[row] for row in rows.tolist()]
+        spans = [one.span for one in mine if one.span is not None]
+        return open_streams(
+            self.model.model,
+            control,
+            {name: [one.prompts[name] for one in mine] for name in self._streams},
+            pad_id=self._pad,
+            spans=spans if len(spans) == len(mine) else None,
+            read=read,
+        )
+
     def _prefill(self, one: Contender) -> float:
-        return sum(self._seconds[name] for name in one.needs)
+        """Seconds of the streams that were read before; others are read while it decodes."""
+        return sum(self._seconds.get(name, 0.0) for name in one.needs)
 
     def _cost(self, row: int, one: Contender, answer: Generation, seconds: float) -> Cost:
         """What this row would have taken by itself, but for the seconds."""
         chosen = len(answer.records)
-        # The last token chosen is read by no stream.
-        read = {
-            name: len(self.ready[row].prompts[name]) + chosen - 1 if name in one.needs else 0
-            for name in ("context", "memory")
-        }
-        memory = 0.0
-        if read["memory"]:
-            growing, fixed = self._cache["memory"]
-            memory = growing * read["memory"] + fixed
+        prompts = self.ready[row].prompts
+        # The last token chosen is read by no stream; `masked` takes over all but one of the prompt.
+        before = {name: len(ids) for name, ids in prompts.items()}
+        before |= {"edited": before.get("context", 0), "masked": 1}
+        read = {name: before[name] + chosen - 1 for name in one.needs}
+        extra = 0.0
+        for name in one.needs[1:] or ("memory",):
+            growing, fixed = self._cache[name if name in self._cache else "context"]
+            extra += growing * read[name] + fixed if name in read else 0.0
+        memory = read.pop("memory", 0)
         return Cost(
             forwards=chosen * len(one.needs),
-            context_tokens=read["context"],
-            memory_tokens=read["memory"],
+            context_tokens=sum(read.values()),
+            memory_tokens=memory,
             seconds=seconds,
-            cache_bytes=round(memory),
+            cache_bytes=round(extra),
         )
 
     @cached_property
@@ -234,16 +254,15 @@ class Batch:
         rows = [[*ids, *[self._pad] * (longest - len(ids))] for _, ids in part]
         return torch.tensor(rows, device=self._device)
 
-    def _follow(self, part: Sequence[Spoken]) -> dict[str, Tensor]:
-        """Stream name -> `[rows, longest, vocab]` logits before every token of these answers."""
+    def _follow(self, part: Sequence[Spoken], control: Control | None = None) -> dict[str, Tensor]:
+        """Stream name -> `[rows, longest, vocab]` logits before every token of these answers: the
+        streams of the prompts, or those that a control needs."""
         index = torch.tensor([row for row, _ in part], device=self._device)
         tokens = self._padded(part)[:, :-1]
         lengths = torch.tensor([len(ids) for _, ids in part], device=self._device)
         mask = torch.arange(tokens.shape[1], device=self._device) < lengths[:, None] - 1
         found = {}
-        for name, root in self._streams.items():
-            stream = root.fork()
-            stream.select(index)
+        for name, stream in self._open(control, index).items():
             first = stream.prefill()[:, None]
             rest = [stream.follow(tokens, mask)] if tokens.shape[1] else []
             found[name] = torch.cat([first, *rest], dim=1)

@@ -88,15 +88,22 @@ def build(
     return items, dict(dropped)
 
 
+def gives_another(case: Case) -> bool:
+    """Whether the context gives an answer, and none of those that memory gives."""
+    memory, said = (set(map(_plain, one)) for one in (case.memory_answers, case.context_answers))
+    return bool(memory and said) and not memory & said
+
+
 def _item(
     model: Model, case: Case, pool: _Pool, require_corrupted: bool, wording: Mapping[str, Any]
 ) -> Item | str:
     """The item, or why there is none."""
-    answers = {_plain(one) for one in case.memory_answers}
-    if not answers or not case.context_answers or answers & set(map(_plain, case.context_answers)):
+    if not gives_another(case):
         return NO_CONFLICT
-    if case.prompt is not None or not case.contexts:
-        return FIXED if case.prompt is not None else NO_CONFLICT
+    if case.prompt is not None:
+        return FIXED
+    if not case.contexts:
+        return NO_CONFLICT
     asked = _Asked(model, case, wording)
     try:
         prompt = asked.prompt(case.question, case.contexts)

@@ -37,7 +37,7 @@ from conflictkit.errors import (
 )
 from conflictkit.interventions.heads import Head, HeadAdd, HeadTap
 from conflictkit.mechanics._runs import Progress, need, network, read, tell
-from conflictkit.mechanics.items import NO_CONFLICT, NOT_ASKED
+from conflictkit.mechanics.items import NO_CONFLICT, NOT_ASKED, gives_another
 from conflictkit.prompts import answer_ids
 from conflictkit.types import Case
 
@@ -118,10 +118,7 @@ def build(
     form = {name: wording.get(name) for name in ("chat", "template")}
     for case in cases:
         statement = case.meta.get("statement")
-        said = {one.casefold() for one in case.context_answers}
-        if not case.contexts or not said or not case.memory_answers:
-            dropped[NO_CONFLICT] += 1
-        elif said & {one.casefold() for one in case.memory_answers}:
+        if not (case.contexts and gives_another(case)):
             dropped[NO_CONFLICT] += 1
         elif not isinstance(statement, str):
             dropped[NO_STATEMENT] += 1

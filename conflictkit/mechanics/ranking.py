@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -123,8 +124,9 @@ ANALYSES: dict[str, Analysis] = {
     "path-patching-exact": Analysis(_with_corrupted, _EXACT, _MEASURE),
     "juice": Analysis(juice.build, _juice, derive=_juice_lists),
 }
-"""What `by` may be. Scores of `juice`: what turning a head up (memory) and turning it down (context)
-adds to the memory answer's probability, summed over its three prompts."""
+"""What `by` may be. Scores of `juice`: what turning a head up (memory) and down (context) adds to the
+memory answer's probability, summed over its three prompts."""
+NOT_DRAWN = "not drawn"
 
 
 def rank(
@@ -132,8 +134,9 @@ def rank(
     cases: Sequence[Case],
     *,
     by: str = "path-patching",
-    out: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
     seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> HeadRanking:
@@ -141,12 +144,14 @@ def rank(
 
     Args:
         model: whose heads.
-        cases: with a context answer and a memory answer; those that cannot be used are counted in
-            `HeadRanking.dropped`.
+        cases: with a context answer and a memory answer; those that are not used are counted in
+            `HeadRanking.dropped`. They also give the names for corrupted prompts: hand in more than
+            the limit.
         by: an analysis of `ANALYSES`, with options as `attribution?norm=ignored`.
+        limit: read at most so many, drawn from those that can be used.
+        seed: of the draw.
         out: file to write. Beside it, `OUT.partial` keeps what is finished until then; the same
             call goes on from there.
-        seed: that the cases were drawn with, for the record.
         overwrite: replace `out`, and a partial file of another run.
         progress: see `Progress`.
 
@@ -158,15 +163,18 @@ def rank(
         ConflictKitError: what the analysis raises.
     """
     analysis, name, options = check_request(by, out, overwrite=overwrite)
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise InvalidParameterError(f"limit must be a whole number from 1, not {limit!r}")
     found, dropped = analysis.build(model, cases)
     if not found:
         raise EmptyInputError(f"none of {len(cases)} cases can be used: {_reasons(dropped)}")
+    found, dropped = _drawn(found, dict(dropped), limit, seed)
     digest = _cases_hash(cases)
     done: dict[int, dict[str, Tensor]] = {}
     with ExitStack() as stack:
         kept: Kept | None = None
         if out is not None:
-            settings = _settings(model, name, digest, len(found))
+            settings = _settings(model, name, digest, len(found), seed)
             ids = [item.case_id for item in found]
             path = unfinished(out)
             kept = stack.enter_context(Kept(path, settings, ids, overwrite=overwrite))
@@ -255,7 +263,16 @@ def _one(
     return tables
 
 
-def _settings(model: Model, by: str, cases: str, count: int) -> dict[str, Any]:
+def _drawn(
+    found: Sequence[Any], dropped: dict[str, int], limit: int | None, seed: int
+) -> tuple[Sequence[Any], dict[str, int]]:
+    if limit is None or limit >= len(found):
+        return found, dropped
+    places = sorted(random.Random(seed).sample(range(len(found)), limit))
+    return [found[place] for place in places], dropped | {NOT_DRAWN: len(found) - limit}
+
+
+def _settings(model: Model, by: str, cases: str, count: int, seed: int) -> dict[str, Any]:
     """What decides every table; another value makes another run."""
     return {
         "heads": "partial",
@@ -266,6 +283,7 @@ def _settings(model: Model, by: str, cases: str, count: int) -> dict[str, Any]:
         "dtype": str(model.model.dtype),
         "cases": cases,
         "items": count,
+        "seed": seed,
         "conflictkit": __version__,
     }
 

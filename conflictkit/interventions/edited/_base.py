@@ -26,11 +26,11 @@ class Prompts:
     """What an edit may have to know of the prompts that it acts on.
 
     Attributes:
-        rows: number of prompts.
+        lengths: tokens of each prompt; None: unknown.
         spans: `(start, stop)` of each row's context, in its tokens without padding; None: unknown.
     """
 
-    rows: int
+    lengths: Sequence[int] | None = None
     spans: Sequence[tuple[int, int]] | None = None
 
 
@@ -121,8 +121,7 @@ class EditRule(Rule):
                 f"generate(..., custom_generate=conflictkit.decode, method='{self.name}')"
             )
         known = self.checked()
-        rows = len(prompt_lengths) if prompt_lengths is not None else 1
-        planned = known.edits(Prompts(len(spans) if spans is not None else rows, spans))
+        planned = known.edits(Prompts(prompt_lengths, spans))
         return Handle(model, planned["edited"], prompt_lengths=prompt_lengths)
 
     def checked(self) -> Self:

@@ -53,11 +53,14 @@ class AttentionSteering(EditRule):
         Raises:
             InvalidParameterError: nobody said where the context stands.
         """
-        if prompts.spans is None:
+        if prompts.spans is None or prompts.lengths is None:
             raise InvalidParameterError(
-                f"{self.name} has to know where each prompt's context stands: pass context_spans="
+                f"{self.name} has to know where each prompt's context stands, and its length: pass "
+                "spans= and prompt_lengths="
             )
         heads = heads_of(self.name, self.heads) or None
-        spans = [[span] if span[1] > span[0] else [] for span in prompts.spans]
+        # Without a context nothing stands outside it.
+        both = zip(prompts.spans, prompts.lengths, strict=True)
+        spans = [[span if span[1] > span[0] else (0, length)] for span, length in both]
         alpha = self.alpha**strength
         return {"edited": [AttentionBias(spans, alpha, heads, variant=self.variant)]}

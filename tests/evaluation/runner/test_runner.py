@@ -16,14 +16,12 @@ import torch
 import conflictkit as ck
 from conflictkit import detectors, methods
 from conflictkit.errors import (
-    ContextTooLongError,
     EmptyInputError,
     InvalidParameterError,
     PolicyError,
     UnknownNameError,
 )
 from conflictkit.evaluation import Result, evaluate, load_run
-from conflictkit.evaluation.asking import prepare
 from conflictkit.policy import ModelTie, Policy
 from conflictkit.types import Case
 from tests.engine import reference
@@ -247,33 +245,6 @@ def test_a_case_that_cannot_be_asked_is_set_aside_and_counted(model: Any, tmp_pa
     with pytest.raises(EmptyInputError, match="none of the 1 cases can be asked: question and"):
         evaluate(model, [long], "plain", tmp_path / "none", max_new_tokens=9)
     assert not (tmp_path / "none").exists()
-
-
-def test_truncation_makes_room_for_the_choices(model: Any, tmp_path: Path) -> None:
-    one = case(1, contexts=("word " * 60,), choices=("a", "y" * 99))
-    wording = {"max_new_tokens": 9, "chat": None, "template": None, "truncate": True}
-    ready = prepare(model, one, 0, wording)
-    assert max(map(len, ready.choices)) == 100
-    assert 250 < len(ready.prompts["context"]) + 100 <= model.window
-    assert evaluate(model, [one], "plain", tmp_path, max_new_tokens=9, truncate=True).results
-
-
-def test_choices_that_do_not_fit_say_what_to_do(model: Any) -> None:
-    wording = {"max_new_tokens": 9, "chat": None, "template": None, "truncate": False}
-
-    def refused(**fields: Any) -> str:
-        with pytest.raises(ContextTooLongError) as caught:
-            prepare(model, case(1, **fields), 0, wording)
-        assert "max_new_tokens" not in str(caught.value)
-        return str(caught.value)
-
-    choices = ("a", "y" * 99)
-    told = refused(contexts=("word " * 40,), choices=choices)
-    assert "beside a choice of 100 tokens, question and context have" in told
-    assert "--truncate" in told
-    told = refused(prompt="y" * 180, memory_prompt="y", choices=choices)
-    assert "beside a choice of 100 tokens, the prompt has 181" in told
-    assert "the longest choice has 301 tokens" in refused(choices=("a", "y" * 300))
 
 
 def test_a_case_that_breaks_the_model_spoils_no_other(tmp_path: Path) -> None:
