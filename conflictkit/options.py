@@ -43,7 +43,7 @@ class Job:
         policies: one for every row, or a single one for all of them.
         decoding, scores, top, processors: as `Stepper` takes them.
         per_passage: record what every passage alone makes of each token.
-        ranking: where methods that edit heads take them from, if they name none.
+        rankings: where methods that edit heads take them from, if they name none.
     """
 
     policies: tuple[Policy, ...]
@@ -52,7 +52,7 @@ class Job:
     top: int | None
     processors: tuple[Processor, ...]
     per_passage: bool = False
-    ranking: HeadRanking | None = None
+    rankings: tuple[HeadRanking, ...] = ()
 
     @property
     def control(self) -> Control:
@@ -89,46 +89,50 @@ def resolve(
     if not isinstance(wording["template"], PromptTemplate | None):
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
     wording["truncate"] = given.pop("truncate", False)
-    ranking = _ranking(given)
+    rankings = _rankings(given)
     decoding = _decoding(given)
     policies = _policies(method, given, rows)
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
     kept = top if trace else None
-    return Job(policies, decoding, recorded, kept, processors, per_passage, ranking), wording
+    return Job(policies, decoding, recorded, kept, processors, per_passage, rankings), wording
 
 
-def _ranking(given: dict[str, Any]) -> HeadRanking | None:
-    """The ranking or the file of one in `given`; heads as text are a method's own parameter."""
+def _rankings(given: dict[str, Any]) -> tuple[HeadRanking, ...]:
+    """The rankings or files of them in `given`; heads as text are a method's own parameter."""
     heads = given.get("heads")
     if isinstance(heads, str) and not heads.endswith(".json"):
-        return None
+        return ()
     given.pop("heads", None)
-    if heads is None or isinstance(heads, HeadRanking):
-        return heads
-    if isinstance(heads, str | os.PathLike):
-        return HeadRanking.read(heads)
-    raise InvalidParameterError(f"heads must be a ranking or its file, not {type(heads).__name__}")
+    several = heads if isinstance(heads, list | tuple) else [] if heads is None else [heads]
+    found = []
+    for one in several:
+        if not isinstance(one, HeadRanking | str | os.PathLike):
+            kind = type(one).__name__
+            raise InvalidParameterError(f"heads must be a ranking or its file, not {kind}")
+        found.append(one if isinstance(one, HeadRanking) else HeadRanking.read(one))
+    return tuple(found)
 
 
 def with_heads(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy, ...]:
     """The policies, with heads for the methods that edit some and name none.
 
     Args:
-        job: its ranking, or Atlas's own where the weights are Atlas's.
+        job: its rankings, or Atlas's own where the weights are Atlas's.
         name, fingerprint: of the model; weights are looked at only if a method needs heads.
 
     Raises:
         InvalidParameterError, RankingError: no heads, or those of another model or analysis.
     """
-    if job.ranking is not None:
-        job.ranking.check(name, fingerprint())
+    for ranking in job.rankings:
+        ranking.check(name, fingerprint())
 
     def settled(policy: Policy) -> Policy:
         rule = policy.controller.rule
         if not isinstance(rule, EditRule) or rule.is_settled:
             return policy
-        ranking = job.ranking
+        fitting = [one for one in job.rankings if one.by == rule.ranked_by]
+        ranking = next(iter([*fitting, *job.rankings]), None)
         if ranking is None and (file := atlas.heads(rule.ranked_by)) is not None:
             shipped = HeadRanking.read(file)
             ranking = shipped if shipped.fingerprint == fingerprint() else None

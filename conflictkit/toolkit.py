@@ -51,8 +51,8 @@ class Model:
         top: candidates of each stream to record per token (default 5);
         chat: use the tokenizer's chat template; None (default): if it has one;
         template: a `conflictkit.prompts.PromptTemplate`, the wording of the prompts;
-        heads: a `conflictkit.interventions.HeadRanking` or its file, for methods that edit heads;
-            None: Atlas's own, for Atlas;
+        heads: rankings (`conflictkit.interventions.ranking.HeadRanking`) or files of them, for
+            methods that edit heads; by default Atlas's own, for Atlas;
         truncate: cut the end of a context that does not fit the window (default False: an error);
         processors: transformers' logits processors, applied to the context stream before the
             method.

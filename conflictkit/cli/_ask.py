@@ -77,6 +77,7 @@ def ask(
     pad_token: _options.PadToken = None,
     chat: _options.Chat = None,
     truncate: _options.Truncate = False,
+    heads: _options.Heads = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer.", rich_help_panel=_DECODING)
     ] = None,
@@ -155,7 +156,7 @@ def ask(
         control,
         saved,
         source={"name": model, "device": device, "dtype": dtype, "pad_token": pad_token},
-        options=_options.given(decoding)
+        options=_options.given({**decoding, "heads": heads})
         | {"chat": chat, "truncate": truncate, "trace": not no_trace}
         | {"per_passage": per_passage}
         # The page shows all three answers, even when only one is printed.

@@ -81,6 +81,7 @@ def evaluate(
     pad_token: _options.PadToken = None,
     chat: _options.Chat = None,
     truncate: _options.Truncate = False,
+    heads: _options.Heads = None,
     batch_size: Annotated[int, option(min=1, panel=RUN, help="Most cases in a batch.")] = 32,
     batch_tokens: Annotated[int, option(min=1, panel=RUN, help="Most tokens in a batch.")] = 16384,
     top: Annotated[
@@ -110,6 +111,7 @@ def evaluate(
         "chat": chat,
         "truncate": truncate or None,
         "match": match,
+        "heads": heads,
     }
     settings = {
         "split": split,

@@ -43,6 +43,14 @@ Truncate = Annotated[
         help="Cut a context that does not fit the window, instead of an error.",
     ),
 ]
+Heads = Annotated[
+    list[str] | None,
+    option(
+        metavar="FILE",
+        panel=MODEL,
+        help="Heads for methods that edit some: a ranking of rank-heads; repeat for more.",
+    ),
+]
 MaxNewTokens = Annotated[int | None, option(panel=ANSWERS, help="Longest answer.")]
 Stop = Annotated[list[str] | None, option(metavar="TEXT", panel=ANSWERS, help="End before this.")]
 Match = Annotated[

@@ -85,9 +85,9 @@ class Replay:
         attention = self.body.attentions[layer]
         assert attention is not None
         arguments, named = self.seen.calls[layer]
-        alone = entering[:, None]
+        alone = entering[:, None].clone()  # a layer may add in place
         count = self.seen.tupled[layer]
-        given = output[:, None].to(alone.device)
+        given = output[:, None].to(alone.device, copy=True)
         returned = (given, *[None] * (count - 1)) if count else given
         if arguments:
             arguments = (alone, *arguments[1:])

@@ -147,7 +147,7 @@ def head_outputs(hf: Any, body: Anatomy, prompts: Sequence[Sequence[int]]) -> li
 
     def keep(layer: int) -> Callable[[tuple[Any, ...], Any], None]:
         def hook(arguments: tuple[Any, ...], _: Any) -> None:
-            heads[layer] = arguments[0][:, -1]
+            heads[layer] = arguments[0][:, -1].clone()
 
         return hook
 
@@ -174,8 +174,8 @@ def snapshot(hf: Any, body: Anatomy, prompts: Sequence[Sequence[int]]) -> Snapsh
     def last(values: Any) -> Tensor:
         if not isinstance(values, Tensor) or values.dim() not in (2, 3):
             raise UnsupportedError(f"{type(hf).__name__}: its layers hand on more than one stream")
-        # Some MLPs see the positions of all rows in one line.
-        return values.reshape(rows, -1, values.shape[-1])[:, -1]
+        # Some MLPs see the positions of all rows in one line; some layers add in place (Falcon).
+        return values.reshape(rows, -1, values.shape[-1])[:, -1].clone()
 
     def watch(layer: int) -> None:
         def enter(arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

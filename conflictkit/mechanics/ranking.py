@@ -124,8 +124,8 @@ ANALYSES: dict[str, Analysis] = {
     "path-patching-exact": Analysis(_with_corrupted, _EXACT, _MEASURE),
     "juice": Analysis(juice.build, _juice, derive=_juice_lists),
 }
-"""What `by` may be. Scores of `juice`: what turning a head up (memory) and down (context) adds to the
-memory answer's probability, summed over its three prompts."""
+"""What `by` may be. Scores of `juice`: what turning a head up (memory), and down (context), adds to
+the memory answer's probability, summed over its three prompts."""
 NOT_DRAWN = "not drawn"
 
 

@@ -12,6 +12,7 @@ import conflictkit as ck
 from conflictkit import anatomy
 from conflictkit.errors import EmptyInputError, InvalidParameterError, UnsupportedError
 from conflictkit.mechanics.attribution import attribution
+from conflictkit.mechanics.items import build
 from tests.anatomy.families import CONFIGS
 from tests.mechanics.worlds import (
     frozen,
@@ -20,6 +21,7 @@ from tests.mechanics.worlds import (
     logits,
     seen,
     shaken,
+    short,
     world,
 )
 
@@ -34,49 +36,46 @@ def difference(model: Any, item: Any) -> torch.Tensor:
     return values[item.memory_id] - values[item.context_id]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", CONFIGS)
 def test_all_shares_add_up_to_the_logit_difference(name: str) -> None:
     """Heads are ours; embedding, MLPs and biases are taken from the model's own modules here."""
-    double = copy.deepcopy(world(name)).double()
-    body = anatomy.find(double)
-    ours = attribution(world(name), items()).double().sum((1, 2))
-    scale = float(getattr(double.config, "logits_scaling", 1.0) or 1.0)
+    model = world(name)
+    body = anatomy.find(model)
+    weight: Any = body.unembed.weight
+    ours = attribution(model, items()).sum((1, 2))
     for number, item in enumerate(items()):
-        clean = {
-            module: (given[:, -1:] if isinstance(given, torch.Tensor) else given, out)
-            for module, (given, out) in seen(double, item.ids).items()
-        }
-        assert body.norm is not None
-        rest = torch.zeros(1, 1, body.width, dtype=torch.float64)
-        start = double.get_decoder().to(torch.float64)
-        embedded: list[torch.Tensor] = []
-        hook = body.layers[0].register_forward_pre_hook(
-            lambda _, given, named, kept=embedded: kept.append(
-                given[0] if given else named["hidden_states"]
-            ),
-            with_kwargs=True,
-        )
-        logits(double, item.ids)
-        hook.remove()
-        assert start is double.get_decoder()
-        rest = rest + embedded[0][:, -1:]
-        for layer in range(len(body.layers)):
-            out = clean[body.mlps[layer]][1]
-            out = out[0] if isinstance(out, tuple) else out
+        clean = seen(model, item.ids)
+        rest = embedded(model, item)
+        for layer, mlp in enumerate(body.mlps):
+            out = clean[mlp][1]
             out = out.reshape(1, -1, body.width)[:, -1:]
             behind: Any = getattr(body.layers[layer], "post_feedforward_layernorm", None)
             rest = rest + body.residual_scale * (out if behind is None else behind(out))
             bias: Any = getattr(body.outputs[layer], "bias", None)
-            if bias is not None:
-                rest = rest + body.residual_scale * bias
-        norm = frozen(body.norm, clean[body.norm][0])
-        weight: Any = body.unembed.weight
-        with torch.no_grad():
-            toward = (weight[item.memory_id] - weight[item.context_id]) / scale
-            total = ours[number] + norm(rest)[0, 0] @ toward
-        expected = difference(double, item)
-        torch.testing.assert_close(total, expected, atol=2e-4, rtol=2e-4)
-        assert abs(float(ours[number])) > 1e-3
+            rest = rest if bias is None else rest + body.residual_scale * bias
+        norm = frozen(body.norm, clean[body.norm][0][:, -1:])
+        toward = weight[item.memory_id] - weight[item.context_id]
+        toward = toward / getattr(model.config, "logits_scaling", 1.0)
+        total = ours[number] + norm(rest)[0, 0] @ toward
+        torch.testing.assert_close(total, difference(model, item), atol=5e-4, rtol=5e-4)
+    assert float(ours.abs().max()) > 0.05
+
+
+def embedded(model: Any, item: Any) -> torch.Tensor:
+    """`[1, 1, width]`: what enters the first layer at the last position."""
+    kept: list[torch.Tensor] = []
+    hook = (
+        anatomy.find(model)
+        .layers[0]
+        .register_forward_pre_hook(
+            lambda _, given, named: kept.append(given[0] if given else named["hidden_states"]),
+            with_kwargs=True,
+        )
+    )
+    logits(model, item.ids)
+    hook.remove()
+    return kept[0][:, -1:]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox", "gemma2", "olmo2", "granite", "opt"])
@@ -112,15 +111,13 @@ def test_ignoring_the_norm_is_the_papers_product(name: str) -> None:
 
 
 def test_atlas_is_read_alike_alone_and_in_a_batch() -> None:
-    from conflictkit.mechanics.items import build
-
     model = ck.load("atlas")
-    found, _ = build(model, ck.atlas.cases("train", "resistance")[:6])
+    found = short(build(model, ck.atlas.cases("train", "resistance")[:200])[0])
     assert len({len(item.ids) for item in found}) > 1
     calls: list[tuple[int, int]] = []
     together = attribution(model, found, progress=lambda *done: calls.append(done))
     alone = torch.cat([attribution(model, [item]) for item in found])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
     assert calls[-1] == (len(found), len(found))
 
 

@@ -59,11 +59,22 @@ def items(count: int = 3) -> list[Item]:
         ids, no_memory, no_context = torch.randint(3, families.VOCAB, (3, length)).tolist()
         made.append(
             Item(
-                tuple(ids), CONTEXT + number, MEMORY + number, (1, 4), tuple(no_memory),
-                tuple(no_context), f"item-{number}", "any",
+                tuple(ids),
+                CONTEXT + number,
+                MEMORY + number,
+                (1, 4),
+                tuple(no_memory),
+                tuple(no_context),
+                f"item-{number}",
+                "any",
             )  # fmt: skip
         )
     return made
+
+
+def short(found: list[Item], count: int = 3) -> list[Item]:
+    """A few of different lengths, none of them long."""
+    return sorted(found, key=lambda item: len(item.ids))[:: len(found) // 5 or 1][:count]
 
 
 def logits(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
@@ -91,12 +102,18 @@ def replaced(inputs: dict[Any, Any], outputs: dict[Any, Any]) -> Iterator[None]:
         yield
 
 
+def own(given: Any) -> Any:
+    """The first tensor of what a module takes or returns, safe from layers that add in place."""
+    one = given[0] if isinstance(given, tuple) and given else given
+    return one.clone() if isinstance(one, torch.Tensor) else one
+
+
 def seen(model: Any, ids: tuple[int, ...]) -> dict[Any, tuple[Any, Any]]:
-    """Module -> its first input and its output, of every module, in one forward."""
+    """Module -> its first input and its first output, of every module, in one forward."""
     kept: dict[Any, tuple[Any, Any]] = {}
     hooks = [
         module.register_forward_hook(
-            lambda module, given, out: kept.__setitem__(module, (given[0] if given else None, out))
+            lambda module, given, out: kept.__setitem__(module, (own(given), own(out)))
         )
         for module in model.modules()
     ]

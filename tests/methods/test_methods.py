@@ -20,14 +20,24 @@ PAPERS = {
     "ck-plug": ("Bi et al.", 2025, "2503.15888"),
     "arr": ("Jiang et al.", 2026, "2606.10298"),
     "grd": ("Jiang et al.", 2026, "2606.10298"),
+    "head-scale": ("Yu et al.", 2023, "2310.15910"),
+    "ph3": ("Jin et al.", 2024, "2402.18154"),
+    "juice": ("Li et al.", 2025, "2503.10996"),
+    "juice-single": ("Li et al.", 2025, "2503.10996"),
+    "decore": ("Gema et al.", 2024, "2410.18860"),
+    "attention-steering": ("Zhang et al.", 2023, "2311.02262"),
 }
+EDITS = ("head-scale", "ph3", "juice", "juice-single", "decore", "attention-steering")
 UNPUBLISHED = {"plain", "memory", "interpolate", "auto"}
-FORWARDS = {"plain": 1, "memory": 1}
+FORWARDS = dict.fromkeys(("plain", "memory", "head-scale", "ph3", "juice-single"), 1)
+FORWARDS["attention-steering"] = 1
 
 
 def test_names() -> None:
     assert set(ck.methods.names()) == set(PAPERS) | UNPUBLISHED
     assert [info.name for info in ck.methods.all()] == list(ck.methods.names())
+    assert ck.methods.names(edits=True) == EDITS
+    assert {*EDITS, *ck.methods.names(edits=False)} == set(ck.methods.names())
 
 
 @pytest.mark.parametrize("name", sorted(set(PAPERS) | UNPUBLISHED))
@@ -47,6 +57,9 @@ def test_description_and_rule_agree(name: str) -> None:
         assert getattr(rule, parameter.name) == parameter.default
         assert parameter.doc
         assert parameter.kind in ("bool", "int", "float", "str")
+    assert info.edits == (name in EDITS)
+    if info.edits:
+        return
     streams = {stream: torch.randn(2, 9) if stream in info.needs else None for stream in CONTEXT}
     assert rule.combine(streams["context"], streams["memory"]).logits.shape == (2, 9)
 
