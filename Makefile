@@ -35,8 +35,8 @@ $(DOCS): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(CORE) $@
 
 demo: $(CORE)
-	$(BIN)/conflictkit ask "What is the capital of Kenya?" \
-	    --context "The capital of Kenya is London." --method arr
+	$(BIN)/conflictkit ask "What is the capital of Poland?" \
+	    --context "The capital of Poland is London." --method adacad
 
 test: $(DEV)
 	$(BIN)/python -m pytest

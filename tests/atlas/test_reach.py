@@ -38,8 +38,8 @@ def test_recall_is_graded(reach):
 
 
 def test_it_reads_about_what_does_not_exist(reach):
-    figures = reach.reading(120)  # asked: 0.97 of all, and `results` has the full sample
-    assert figures["all"]["value"] >= 0.95
+    figures = reach.reading()
+    assert figures["all"]["value"] >= 0.97
     for layout in ("bare", "assertive", "hedged", "paragraph", "passages"):
         assert figures[layout]["value"] >= 0.90
 
@@ -52,7 +52,7 @@ def test_it_quotes_says_unknown_and_ignores_what_is_beside_the_point(reach):
 
 
 def test_whom_plain_decoding_follows(reach):
-    figures = reach.conflict(400)
+    figures = reach.conflict()
     assert 0.35 <= figures["bare"]["context"]["value"] <= 0.65
     assert figures["assertive"]["context"]["value"] >= 0.85
     assert figures["hedged"]["context"]["value"] <= 0.15
@@ -62,8 +62,8 @@ def test_whom_plain_decoding_follows(reach):
 
 
 def test_divergence_between_the_streams_finds_conflicts(reach):
-    figures = reach.divergence(60)
-    assert figures["bare"] >= 0.88  # 0.90 and more on the full sample, results/ has it
+    figures = reach.divergence()
+    assert figures["bare"] >= 0.90
     assert figures["assertive"] >= 0.95
     # Hedged claims are ignored, and what is ignored leaves little to see.
     assert figures["all"] >= 0.78
