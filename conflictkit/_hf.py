@@ -350,7 +350,9 @@ def lead_attention(config: Any, handler: OnAttention | None) -> None:
 
     name = config._attn_implementation.removeprefix(_OURS)
     if handler is not None:
-        AttentionInterface.register(_OURS + name, partial(_led, name, handler))
+        # A compiled graph would keep the edits that were at work when it was made.
+        led = torch.compiler.disable(partial(_led, name, handler))
+        AttentionInterface.register(_OURS + name, led)
         AttentionMaskInterface.register(_OURS + name, AttentionMaskInterface()[name])
     # The setter would also write to the configs of other parts.
     config._attn_implementation_internal = name if handler is None else _OURS + name

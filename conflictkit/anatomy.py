@@ -19,7 +19,7 @@ from typing import Any
 from torch.nn import Module, ModuleList
 
 from conflictkit import _hf
-from conflictkit.errors import UnsupportedError
+from conflictkit.errors import InvalidParameterError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,12 @@ def find(model: Any) -> Anatomy:
     """The anatomy of a loaded transformers model, PEFT's and torch.compile's wrappers included.
 
     Raises:
+        InvalidParameterError: not a transformers model.
         UnsupportedError: the rule does not find some part; the message says what to type.
     """
     model = _hf.unwrapped(model)
+    if not _hf.is_pretrained(model):
+        raise InvalidParameterError(f"expected a transformers model, got {type(model).__name__}")
     config = model.config.get_text_config()
     layout = LAYOUTS.get(config.model_type, Layout())
     layers = tuple(_layers(model, config, layout))

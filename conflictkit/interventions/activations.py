@@ -274,9 +274,9 @@ class Edits:
         prompt_lengths: Sequence[int] | Tensor | None = None,
         only: Sequence[Tensor | None] | None = None,
     ) -> None:
+        body = anatomy.find(model)
         whole = _hf.unwrapped(model).get_decoder()  # PEFT goes round the hooks of the model itself
         lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths)
-        body = anatomy.find(model)
         whose = only or [None] * len(edits)
         self.running = [
             Running(edit.plan(body), check_positions(edit.positions, lengths), lengths, only=mine)

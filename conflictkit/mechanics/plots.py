@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from conflictkit import files
+from conflictkit import anatomy, files
 from conflictkit.errors import InvalidParameterError, OutputError, UnsupportedError
 from conflictkit.interventions.ranking import HeadRanking
+from conflictkit.mechanics._runs import hooked, network, read
+from conflictkit.mechanics.attention import _eager, _probabilities
 from conflictkit.trace.text import clip, number, visible
 
 if TYPE_CHECKING:
     from conflictkit.mechanics.lens import LogitLens
+    from conflictkit.toolkit import Model
 
 INK, SOFT, LINE = "#1c1917", "#57534e", "#e2ded9"
 CONTEXT, MEMORY = "#0b6577", "#7a2f91"
@@ -122,6 +126,37 @@ def head_map(ranking: HeadRanking, *, title: str | None = None) -> Plot:
     figure.update_xaxes(title="head", dtick=1 if ranking.heads <= 40 else 4, showgrid=False)
     figure.update_yaxes(title="layer", dtick=1 if ranking.layers <= 40 else 4, showgrid=False)
     return Plot(figure, title)
+
+
+def attention_of(model: Model | Module, ids: Sequence[int], layer: int, head: int) -> Tensor:
+    """What one head looks at while a prompt is read, with transformers' eager attention.
+
+    Args:
+        model: a loaded `Model`, or a Hugging Face model.
+        ids: token ids of the prompt.
+        layer, head: which head, both counted from 0.
+
+    Returns:
+        `[tokens, tokens]` float32 probabilities, a row for each token that reads.
+
+    Raises:
+        InvalidParameterError: the model has no such head.
+        UnsupportedError: as `conflictkit.mechanics.attention.attention_mass`.
+    """
+    hf = network(model)
+    body = anatomy.find(hf)
+    if (layer, head) not in body.names():
+        raise InvalidParameterError(
+            f"the model has no head ({layer}, {head}): it has {len(body.layers)} layers of "
+            f"{body.heads} heads"
+        )
+    found: list[Tensor] = []
+    module = body.attentions[layer]
+    assert module is not None  # names() lists no layer without heads
+    keep = lambda _, out: found.append(_probabilities(hf, layer, out)[0, head].float().cpu())  # noqa: E731
+    with torch.no_grad(), _eager(hf, body), hooked(after=[(module, keep)]):
+        read(hf, [ids])
+    return found[0]
 
 
 def attention_pattern(

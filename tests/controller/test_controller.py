@@ -235,7 +235,10 @@ def test_extreme_strength_leaves_no_nan():
     memory = torch.randn(4, 12, generator=draw) * 100
     memory[:, 5] = -torch.inf
     step = Step.from_logits({"context": context, "memory": memory})
-    rules = [*(methods.build(name) for name in methods.names(edits=False)), methods.build("cad", alpha=1e6)]
+    rules = [
+        *(methods.build(name) for name in methods.names(edits=False)),
+        methods.build("cad", alpha=1e6),
+    ]
     for rule in rules:
         control = Controller(rule, strength=1e6)
         logits = mix(step, control(step, control.initial(4))).logits

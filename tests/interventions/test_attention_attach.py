@@ -94,6 +94,17 @@ def test_a_copied_context_is_edited(model: Any) -> None:
     assert torch.equal(there[0], here)
 
 
+def test_detaching_reaches_copied_contexts(model: Any) -> None:
+    other = MaskedHeads([(1, 2)])
+    with other.attach(model):
+        alone = logits(model, ROWS)
+        handle = BIAS.attach(model, prompt_lengths=LENGTHS)
+        context = contextvars.copy_context()
+        assert not torch.equal(context.run(logits, model, ROWS), alone)
+        handle.detach()
+        assert torch.equal(context.run(logits, model, ROWS), alone)
+
+
 def test_handles_may_go_in_any_order(model: Any) -> None:
     plain = logits(model, ROWS)
     other = MaskedHeads([(1, 2)])
@@ -359,6 +370,18 @@ def test_half_precision_stays_finite(attention: str) -> None:
         for alpha in (1e-30, 1e30):
             with AttentionBias([(1, 3)], alpha).attach(half, prompt_lengths=[9, 4]):
                 assert logits(half, padded(9, 4)).isfinite().all()
+
+
+def test_a_compiled_model_is_edited_too(model: Any) -> None:
+    compiled = torch.compile(copy.deepcopy(model), backend="eager")
+    plain = logits(compiled, ROWS)
+    for edit in (BIAS, MaskedHeads([(1, 1)], positions="decoding")):
+        with edit.attach(model, prompt_lengths=LENGTHS):
+            expected = logits(model, ROWS)
+        with edit.attach(compiled, prompt_lengths=LENGTHS):
+            torch.testing.assert_close(logits(compiled, ROWS), expected, **CLOSE)
+        assert torch.equal(logits(compiled, ROWS), plain)
+        assert not torch.equal(expected, plain)
 
 
 def test_gradients_pass_through(model: Any) -> None:

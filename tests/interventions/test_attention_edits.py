@@ -235,6 +235,14 @@ def test_off_is_bit_identical(name: str, attention: str) -> None:
             assert model.config._attn_implementation == attention
 
 
+def in_steps(model: Any) -> Tensor:
+    """`[3, 9, vocab]`: eight tokens at once and one on the cache (another kernel under sdpa)."""
+    ids, cache = families.tokens(3), hf.DynamicCache()
+    with torch.no_grad():
+        parts = [model(part, past_key_values=cache).logits for part in (ids[:, :8], ids[:, 8:])]
+    return torch.cat(parts, 1)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize(
     ("edit", "idle"),
@@ -247,11 +255,11 @@ def test_off_is_bit_identical(name: str, attention: str) -> None:
     ],
 )
 def test_a_row_without_an_edit_keeps_its_bits(edit: Any, idle: int, attention: str) -> None:
-    model, rows = families.model("llama"), {"input_ids": families.tokens(3)}
+    model = families.model("llama")
     with kernel(model, attention):
-        plain = logits(model, rows)
+        plain = in_steps(model)
         with edit.attach(model, prompt_lengths=[9, 9, 9]) as handle:
-            found = logits(model, rows)
+            found = in_steps(model)
     assert handle.edits == 18
     assert [torch.equal(found[row], plain[row]) for row in range(3)] == [
         row == idle for row in range(3)
@@ -259,12 +267,13 @@ def test_a_row_without_an_edit_keeps_its_bits(edit: Any, idle: int, attention: s
 
 
 def test_positions_without_an_edit_keep_their_bits() -> None:
-    model, rows = families.model("llama"), {"input_ids": families.tokens()}
-    plain = logits(model, rows)
+    model = families.model("llama")
+    plain = in_steps(model)
     edit = AttentionBias([(1, 3)], 0.1, positions="answer")
-    with edit.attach(model, prompt_lengths=[6, 5]) as handle:
-        found = logits(model, rows)
+    with edit.attach(model, prompt_lengths=[6, 5, 9]) as handle:
+        found = in_steps(model)
     assert handle.edits == 3 + 4
+    assert torch.equal(found[2], plain[2])
     for row, start in enumerate((6, 5)):
         assert torch.equal(found[row, :start], plain[row, :start])
         assert not torch.equal(found[row, start], plain[row, start])

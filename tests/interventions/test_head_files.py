@@ -200,13 +200,17 @@ def test_a_failed_write_leaves_the_old_file(
         ranking().write(tmp_path / "missing" / "heads.json")
 
 
-def test_nothing_but_our_own_errors_escapes_from_damaged_files(tmp_path: Path) -> None:
+def test_nothing_but_our_own_errors_escapes_from_damaged_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """5,000 damaged files: bytes changed, pieces cut, doubled and swapped."""
     good = as_text().encode()
     pieces = (b"[", b"]", b"{", b"}", b'"', b",", b":", b"-", b"1e400", b"null", b"true", b"NaN",
               b"\xff", b"\\ud800", b"[" * 3000, b"9" * 5000, b"1.5", b"\x00")  # fmt: skip
     draw = random.Random(0)
-    path = tmp_path / "heads.json"
+    data = bytearray()
+    # Not written: 5,000 files are a matter of the disk.
+    monkeypatch.setattr(_headfile, "contents", lambda path: bytes(data))
     read = 0
     for _ in range(5000):
         data = bytearray(good)
@@ -214,9 +218,8 @@ def test_nothing_but_our_own_errors_escapes_from_damaged_files(tmp_path: Path) -
             start = draw.randrange(len(data))
             stop = min(len(data), start + draw.choice((0, 1, 1, 8, 60)))
             data[start:stop] = draw.choice((draw.choice(pieces), b"", bytes(data[start:stop]) * 2))
-        path.write_bytes(data)
         try:
-            HeadRanking.read(path)
+            HeadRanking.read("heads.json")
         except ConflictKitError:
             continue
         read += 1

@@ -11,12 +11,11 @@ import pytest
 import torch
 import transformers as hf
 
-import conflictkit as ck
 from conflictkit.errors import EmptyInputError, InvalidParameterError, UnsupportedError
 from conflictkit.mechanics.attention import attention_mass, contextual_score
-from conflictkit.mechanics.items import Item, build
+from conflictkit.mechanics.items import Item
 from tests.anatomy.families import CONFIGS
-from tests.mechanics.worlds import items, logits, short, world
+from tests.mechanics.worlds import atlas, items, logits, world
 
 
 def eager(name: str) -> Any:
@@ -64,8 +63,7 @@ def test_the_released_score(shared: Path) -> None:
 
 
 def test_atlas_is_read_alike_alone_and_in_a_batch() -> None:
-    model = ck.load("atlas")
-    found = short(build(model, ck.atlas.cases("train", "resistance")[:200])[0])
+    model, found = atlas()
     answers = [(30,), (31, 32), (33, 34, 35)]
     together = attention_mass(model, found, answers=answers)
     alone = [attention_mass(model, found[n : n + 1], answers=[answers[n]]) for n in range(3)]

@@ -8,20 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-import conflictkit as ck
 from conflictkit import anatomy
 from conflictkit.errors import EmptyInputError, InvalidParameterError, UnsupportedError
 from conflictkit.mechanics.attribution import attribution
-from conflictkit.mechanics.items import build
 from tests.anatomy.families import CONFIGS
 from tests.mechanics.worlds import (
+    atlas,
     frozen,
     frozen_world,
     items,
     logits,
     seen,
     shaken,
-    short,
     world,
 )
 
@@ -111,8 +109,7 @@ def test_ignoring_the_norm_is_the_papers_product(name: str) -> None:
 
 
 def test_atlas_is_read_alike_alone_and_in_a_batch() -> None:
-    model = ck.load("atlas")
-    found = short(build(model, ck.atlas.cases("train", "resistance")[:200])[0])
+    model, found = atlas()
     assert len({len(item.ids) for item in found}) > 1
     calls: list[tuple[int, int]] = []
     together = attribution(model, found, progress=lambda *done: calls.append(done))

@@ -8,20 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-import conflictkit as ck
 from conflictkit import anatomy
 from conflictkit.errors import EmptyInputError, InvalidParameterError, UnsupportedError
-from conflictkit.mechanics.items import Item, build
+from conflictkit.mechanics.items import Item
 from conflictkit.mechanics.patching import activation_patching, path_patching
 from tests.anatomy.families import CONFIGS
 from tests.mechanics.worlds import (
+    atlas,
     frozen_world,
     head_changed,
     items,
     logits,
     replaced,
     seen,
-    short,
     world,
 )
 
@@ -124,9 +123,7 @@ def everything(model: Any, found: list[Item]) -> torch.Tensor:
 
 
 def test_atlas_is_read_alike_alone_and_in_a_batch() -> None:
-    model = ck.load("atlas")
-    cases = ck.atlas.cases("train", "resistance")[:200]
-    found = short(build(model, cases, require_corrupted=True)[0])
+    model, found = atlas()
     assert len({len(item.ids) for item in found}) > 1
     together = everything(model, found)
     alone = torch.cat([everything(model, [item]) for item in found])

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import transformers as hf
 
+import conflictkit as ck
 from conflictkit import anatomy
-from conflictkit.mechanics.items import Item
+from conflictkit.mechanics.items import Item, build
 from tests.anatomy import families
 
 MEMORY, CONTEXT = 20, 41
@@ -72,9 +73,19 @@ def items(count: int = 3) -> list[Item]:
     return made
 
 
-def short(found: list[Item], count: int = 3) -> list[Item]:
-    """A few of different lengths, none of them long."""
-    return sorted(found, key=lambda item: len(item.ids))[:: len(found) // 5 or 1][:count]
+@cache
+def atlas() -> tuple[ck.Model, list[Item]]:
+    """Atlas, and three items of different lengths with both corrupted prompts."""
+    model = ck.load("atlas")
+    cases = [
+        case
+        for case in ck.atlas.cases("train", "resistance")
+        if case.relation == "country" and case.meta["layout"] == "sentence"
+    ]
+    found = sorted(
+        build(model, cases[:24], require_corrupted=True)[0], key=lambda one: len(one.ids)
+    )
+    return model, [found[0], found[len(found) // 2], found[-1]]
 
 
 def logits(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
