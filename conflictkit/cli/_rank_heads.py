@@ -136,8 +136,10 @@ def _lines(ranking: HeadRanking, out: str) -> Iterator[str]:
         f"{ranking.layers * ranking.heads:,} heads by {ranking.by}; L.H is layer.head, with its "
         "mean score and standard error"
     )
-    unused = "".join(f"; {count:,} {reason}" for reason, count in ranking.dropped.items())
-    yield f"{ranking.cases:,} cases{unused} -> {Path(out)}"
+    every = ranking.cases + sum(ranking.dropped.values())
+    yield f"{ranking.cases:,} of {every:,} conflicts -> {Path(out)}"
+    for reason, count in sorted(ranking.dropped.items(), key=lambda pair: -pair[1]):
+        yield f"{count:>7,}  {reason}"
 
 
 def _scored(ranking: HeadRanking, kind: str, head: tuple[int, int]) -> str:

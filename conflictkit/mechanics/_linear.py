@@ -180,7 +180,8 @@ class Unembedding:
             getattr(config, "final_logit_softcapping", None),
         )
         normed = seen.final if body.norm is None else body.norm.forward(seen.final)
-        if not close(normed, seen.normed) or not close(made.logits(normed), seen.logits.float()):
+        logits = made.logits(normed).to(normed.dtype)
+        if not close(normed, seen.normed) or not close(logits, seen.logits.to(normed.dtype)):
             raise UnsupportedError(
                 f"{type(hf).__name__}: its logits are not the unembedding of its final norm"
             )

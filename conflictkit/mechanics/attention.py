@@ -121,7 +121,7 @@ def _probabilities(hf: Any, layer: int, out: Any) -> Tensor:
     if isinstance(seen, Tensor) and seen.dim() == 4:
         # With learned sinks (GPT-OSS) the probabilities of a row add up to less than 1.
         sums = seen[:, :, -1].float().sum(-1)
-        if bool((seen >= 0).all()) and float(sums.max()) < 1.01:
+        if bool((seen[:, :, -1] >= 0).all()) and float(sums.max()) < 1.01:
             return seen
     raise UnsupportedError(
         f"{type(hf).__name__}: the attention of layer {layer} does not return its probabilities"

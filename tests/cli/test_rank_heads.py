@@ -62,7 +62,7 @@ def test_a_ranking_comes_out(ranked: Callable[..., Any], chatting: Path, tmp_pat
     layer, head = made.top("context", 1)[0]
     assert f"{layer}.{head} {made.scores['context'][layer][head]:.3g} ± " in lines[1]
     assert "8 heads by attribution" in out
-    assert f"{made.cases} cases" in out
+    assert f"{made.cases} of 10 conflicts" in out
     assert str(tmp_path / "heads.json") in out.replace("\n", "")
     assert not (tmp_path / "heads.json.partial").exists()
 

@@ -1,4 +1,4 @@
-"""How a changed query and a bias reach a kernel that we can look into."""
+"""How a changed query and a bias reach a kernel that we can look into, and which keys it reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from conflictkit.interventions.attending import Attention, computed
+from conflictkit.interventions.places import Pass
 
 QUERY = torch.zeros(2, 3, 4, 8)
 FLOOR = torch.finfo(torch.float32).min
@@ -83,3 +84,45 @@ def test_who_is_not_touched_has_the_plain_result() -> None:
     assert seen is None
     output, _ = run(Kernel(), bias, [rows, None])
     assert bool((output == 1).all())
+
+
+ONE = torch.zeros(2, 1, dtype=torch.long)
+
+
+class Cache:
+    """So many columns read before, counted as a static cache does."""
+
+    def __init__(self, count: int) -> None:
+        self._count = torch.tensor(count)
+
+    def get_seq_length(self) -> Tensor:
+        return self._count
+
+
+def test_keys_by_the_mask() -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    read = Pass.of((ONE,), {"attention_mask": mask})
+    assert read is not None
+    assert read.positions.tolist() == [[2], [4]]
+    assert read.keys(5).tolist() == [[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert read.keys(2).tolist() == [[1, 2], [3, 4]]  # of a window
+    assert read.keys(6).tolist() == [[-1, -1, 0, 1, 2, -1], [0, 1, 2, 3, 4, -1]]  # room behind
+
+
+def test_keys_by_the_last_position_where_the_mask_tells_nothing() -> None:
+    given = {"position_ids": torch.tensor([[2], [4]]), "past_key_values": Cache(4)}
+    for mask in (None, torch.ones(2, 1, 1, 6)):
+        read = Pass.of((ONE,), given | {"attention_mask": mask})
+        assert read is not None
+        assert read.positions.tolist() == [[2], [4]]
+        assert read.keys(5).tolist() == [[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]]
+        assert read.keys(2).tolist() == [[1, 2], [3, 4]]
+        assert read.keys(6).tolist() == [[-1, -1, 0, 1, 2, -1], [0, 1, 2, 3, 4, -1]]
+
+
+def test_keys_of_rows_that_say_nothing() -> None:
+    read = Pass.of((torch.zeros(2, 3, dtype=torch.long),), {"past_key_values": Cache(2)})
+    assert read is not None
+    assert read.positions.tolist() == [[2, 3, 4]] * 2
+    assert read.keys(5).tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert Pass.of((), {}) is None

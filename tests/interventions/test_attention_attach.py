@@ -270,12 +270,10 @@ def test_gpt2s_own_road_is_refused() -> None:
 def test_a_bias_needs_to_know_the_tokens(model: Any) -> None:
     states = torch.randn(2, 5, 32)
     rotary = model.model.rotary_emb(states, torch.arange(5)[None])
-    logits(model, ROWS)
-    with (
-        pytest.raises(ck.errors.InvalidParameterError, match="which tokens it reads"),
-        BIAS.attach(model, prompt_lengths=LENGTHS),
-    ):
-        model.model.layers[0](states, position_embeddings=rotary)
+    with BIAS.attach(model, prompt_lengths=LENGTHS):
+        logits(model, ROWS)
+        with pytest.raises(ck.errors.InvalidParameterError, match="which tokens it reads"):
+            model.model.layers[0](states, position_embeddings=rotary)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -315,6 +313,13 @@ def test_a_row_edited_by_one_of_two(model: Any) -> None:
     torch.testing.assert_close(found[0], expected, **CLOSE)
     assert (expected - plain[0]).abs().max() > 0.01
     assert (found - plain)[1].abs().max() > 0.01
+    everywhere, bias = MaskedHeads([(1, 1)]), AttentionBias([(1, 3)], 0.1, positions="answer")
+    with everywhere.attach(model):
+        expected = logits(model, ROWS)
+    with Handle(model, [everywhere, bias], prompt_lengths=[6, 6]):
+        found = logits(model, ROWS)
+    torch.testing.assert_close(found[:, :6], expected[:, :6], **CLOSE)
+    assert (found - expected)[:, 6:].abs().max() > 0.01
 
 
 def test_an_engine_says_whose_rows_and_in_which_order(model: Any) -> None:
@@ -372,6 +377,7 @@ def test_half_precision_stays_finite(attention: str) -> None:
                 assert logits(half, padded(9, 4)).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_edited_too(model: Any) -> None:
     compiled = torch.compile(copy.deepcopy(model), backend="eager")
     plain = logits(compiled, ROWS)

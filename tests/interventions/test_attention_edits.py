@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -237,9 +238,9 @@ def test_off_is_bit_identical(name: str, attention: str) -> None:
 
 def in_steps(model: Any) -> Tensor:
     """`[3, 9, vocab]`: eight tokens at once and one on the cache (another kernel under sdpa)."""
-    ids, cache = families.tokens(3), hf.DynamicCache()
+    ids, kept = families.tokens(3), hf.DynamicCache()
     with torch.no_grad():
-        parts = [model(part, past_key_values=cache).logits for part in (ids[:, :8], ids[:, 8:])]
+        parts = [model(part, past_key_values=kept).logits for part in (ids[:, :8], ids[:, 8:])]
     return torch.cat(parts, 1)
 
 
@@ -290,16 +291,29 @@ def test_the_future_stays_hidden() -> None:
         assert torch.equal(one[:, :-1], two[:, :-1])
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "gpt-neox"])
-@pytest.mark.parametrize("cache", ["dynamic", "static", None])
+@cache
+def windowed() -> Any:
+    """One layer with a window of 6, one without: caches of two lengths in one pass."""
+    torch.manual_seed(3)
+    config = hf.Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, eos_token_id=1,
+        sliding_window=6, use_sliding_window=True,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    return hf.Qwen2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "gpt-neox", "windowed"])
+@pytest.mark.parametrize("kept", ["dynamic", "static", None])
 @pytest.mark.parametrize("kind", range(3))
-def test_generate_is_rereading_everything(name: str, cache: str | None, kind: int) -> None:
+def test_generate_is_rereading_everything(name: str, kept: str | None, kind: int) -> None:
     """With a cache (a sliding window's keeps the last keys only), or with none; padded rows."""
-    model, lengths = families.model(name), [9, 6]
+    model, lengths = windowed() if name == "windowed" else families.model(name), [9, 6]
     rows = padded(*lengths)
     options: dict[str, Any] = {"use_cache": False}
-    if cache is not None:
-        options = {"cache_implementation": cache}
+    if kept is not None:
+        options = {"cache_implementation": kept}
     with edits()[kind].attach(model, prompt_lengths=lengths):
         written = generate(model, rows, output_logits=True, return_dict_in_generate=True, **options)
         ids = written.sequences

@@ -70,6 +70,15 @@ def test_atlas_is_read_alike_alone_and_in_a_batch() -> None:
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_of_numbers_are_read_too(dtype: torch.dtype) -> None:
+    ours = attention_mass(copy.deepcopy(world("llama")).to(dtype), items())
+    assert ours.dtype == torch.float32
+    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-5
+    expected = attention_mass(world("llama"), items())
+    torch.testing.assert_close(ours, expected, atol=tolerance, rtol=0.0)
+
+
 def test_the_model_is_left_as_it_was_after_a_failure() -> None:
     model = copy.deepcopy(world("llama"))
 

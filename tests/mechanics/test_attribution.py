@@ -118,6 +118,15 @@ def test_atlas_is_read_alike_alone_and_in_a_batch() -> None:
     assert calls[-1] == (len(found), len(found))
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_of_numbers_are_read_too(name: str, dtype: torch.dtype) -> None:
+    ours = attribution(copy.deepcopy(world(name)).to(dtype), items())
+    assert ours.dtype == torch.float32
+    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(ours, attribution(world(name), items()), atol=tolerance, rtol=0.0)
+
+
 def test_layers_that_normalise_between_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="does not add its attention and its MLP"):
         attribution(world("opt-350m"), items())
