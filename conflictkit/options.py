@@ -131,7 +131,7 @@ def with_heads(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Pol
         rule = policy.controller.rule
         if not isinstance(rule, EditRule) or rule.is_settled:
             return policy
-        fitting = [one for one in job.rankings if one.by == rule.ranked_by]
+        fitting = [one for one in job.rankings if rule.fits(one)]
         ranking = next(iter([*fitting, *job.rankings]), None)
         if ranking is None and (file := atlas.heads(rule.ranked_by)) is not None:
             shipped = HeadRanking.read(file)

@@ -38,7 +38,7 @@ def rank_heads(
         typer.Option(
             metavar="NAME",
             help="attribution, attention-mass, activation-patching, path-patching, "
-            "path-patching-exact or juice; with options as attribution?norm=ignored.",
+            "path-patching-exact, juice or juice-gentle; with options as attribution?norm=ignored.",
         ),
     ] = "path-patching",
     split: Annotated[

@@ -41,12 +41,15 @@ def batches(
     """Indices of prompts to read together, of like lengths.
 
     Args:
-        hf: who reads them; one that counts padding as positions gets prompts of one length.
+        hf: who reads them; one that cannot read padding gets prompts of one length.
         lengths: tokens of each prompt.
         tokens: most tokens in a batch, padding counted.
         rows: most prompts in a batch.
     """
-    alike = _hf.misplaces_padded_rows(hf)
+    # Written-out attention takes its softmax in float32, where float64's mask is -inf: padding
+    # would be NaN, and spread.
+    double = next(hf.parameters()).dtype == torch.float64
+    alike = double or _hf.misplaces_padded_rows(hf)
     found: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda one: lengths[one]):
         last = found[-1] if found else []

@@ -214,7 +214,10 @@ class _Pool:
                 yield texts
 
     def _like(self, name: str, names: Sequence[str], text: str) -> Iterator[str]:
-        """Other names of as many tokens that the text does not mention, from the next one on."""
+        """Other names of as many tokens that the text does not mention, from the next one on.
+
+        (How many they have in the prompt is looked at later; this saves making it.)
+        """
         start = bisect_right(names, name)
         for other in (*names[start:], *names[:start]):
             if other != name and self._count(other) == self._count(name) and other not in text:

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 UP = (1.0, 3.0, 5.0, 10.0, 30.0)
 DOWN = (-1.0, -2.0, -5.0)
+GENTLE_UP, GENTLE_DOWN, SLACK = (0.25, 0.5, 1.0, 2.0), (-0.25, -0.5, -1.0), 0.05
+"""Ours, for a model that is nearly sure closed book and that the paper's strengths break: smaller
+ones, and a head may take up to this probability from the clean answer."""
 PROMPTS = ("clean", "substitution", "coherent")
 NO_STATEMENT = "no statement for a one-sentence context (meta['statement'])"
 
@@ -93,7 +96,7 @@ class Effects:
 
     def lists(self) -> Lists:
         """The heads that have one sign in all three prompts."""
-        return rank(*(means(one) for one in (self.up, self.down)))
+        return rank(means(self.up), means(self.down))
 
 
 def build(
@@ -208,11 +211,12 @@ def means(changes: Tensor) -> Tensor:
     return changes.double().mean(-1).mean(0)
 
 
-def rank(up: Tensor, down: Tensor) -> Lists:
+def rank(up: Tensor, down: Tensor, slack: float = 0.0) -> Lists:
     """JuICE's lists from mean effects; of equal heads the first comes first.
 
     Args:
         up, down: `[layers, heads, 3]`, prompts in the order of `PROMPTS`.
+        slack: probability that a head may take from the clean answer; the paper: none.
 
     Raises:
         InvalidParameterError: other shapes.
@@ -221,10 +225,15 @@ def rank(up: Tensor, down: Tensor) -> Lists:
         raise InvalidParameterError(
             f"rank needs two tables [layers, heads, 3], not {list(up.shape)}, {list(down.shape)}"
         )
-    return Lists(_list(up, up.sum(-1)), _list(down, down.sum(-1)), _list(up, up[..., 1:].sum(-1)))
+    bounds = torch.tensor([-slack, 0.0, 0.0], dtype=up.dtype)
+    return Lists(
+        _list(up, bounds, up.sum(-1)),
+        _list(down, bounds, down.sum(-1)),
+        _list(up, bounds, up[..., 1:].sum(-1)),
+    )
 
 
-def _list(table: Tensor, by: Tensor) -> tuple[Head, ...]:
-    alike = (table > 0).all(-1)
+def _list(table: Tensor, bounds: Tensor, by: Tensor) -> tuple[Head, ...]:
+    alike = (table > bounds).all(-1)
     heads = [(layer, head) for layer, head in alike.nonzero().tolist()]
     return tuple(sorted(heads, key=lambda head: -float(by[head])))

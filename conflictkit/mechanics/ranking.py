@@ -95,8 +95,8 @@ def _path_patching(model: Model, item: Item, measure: Any, mlps: Any = "frozen")
     return {"context": context[0], "memory": memory[0]}
 
 
-def _juice(model: Model, triple: juice.Triple) -> Tables:
-    found = juice.effects(model, [triple])
+def _juice(model: Model, triple: juice.Triple, **strengths: Any) -> Tables:
+    found = juice.effects(model, [triple], **strengths)
     both = {"up": juice.means(found.up), "down": juice.means(found.down)}
     return {
         f"{way} {prompt}": table[..., number]
@@ -105,17 +105,18 @@ def _juice(model: Model, triple: juice.Triple) -> Tables:
     }
 
 
-def _juice_lists(tables: Tables) -> tuple[Tables, juice.Lists]:
+def _juice_lists(tables: Tables, slack: float = 0.0) -> tuple[Tables, juice.Lists]:
     up, down = (
         torch.stack([tables[f"{way} {prompt}"] for prompt in juice.PROMPTS], -1)
         for way in ("up", "down")
     )
-    lists = juice.rank(up.mean(0), down.mean(0))
+    lists = juice.rank(up.mean(0), down.mean(0), slack)
     return {"context": down.sum(-1), "memory": up.sum(-1)}, lists
 
 
 _MEASURE = {"measure": ("probability", "logit")}
 _EXACT = partial(_path_patching, mlps="recomputed")
+_GENTLE = partial(_juice, ups=juice.GENTLE_UP, downs=juice.GENTLE_DOWN)
 ANALYSES: dict[str, Analysis] = {
     "attribution": Analysis(items.build, _attribution, {"norm": ("frozen", "ignored")}),
     "attention-mass": Analysis(items.build, _attention_mass),
@@ -123,6 +124,7 @@ ANALYSES: dict[str, Analysis] = {
     "path-patching": Analysis(_with_corrupted, _path_patching, _MEASURE),
     "path-patching-exact": Analysis(_with_corrupted, _EXACT, _MEASURE),
     "juice": Analysis(juice.build, _juice, derive=_juice_lists),
+    "juice-gentle": Analysis(juice.build, _GENTLE, derive=partial(_juice_lists, slack=juice.SLACK)),
 }
 """What `by` may be. Scores of `juice`: what turning a head up (memory), and down (context), adds to
 the memory answer's probability, summed over its three prompts."""

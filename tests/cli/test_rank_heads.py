@@ -31,12 +31,13 @@ def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cases(tmp_path: Path) -> Path:
     """Ten conflicts, and two cases that are none."""
     path = tmp_path / "cases.jsonl"
-    states = ["resistance"] * 5 + ["correction"] * 5 + ["irrelevant"] * 2
+    states = ["resistance"] * 5 + ["correction"] * 5 + ["irrelevant"]
     made = [
         case(n, state=state, subject=f"s{n}", split="test" if n % 2 else "train")
         for n, state in enumerate(states)
     ]
-    write_cases(path, made)
+    same = case(11, state="agreement", memory_answers=("red",), context_answers=("red",))
+    write_cases(path, [*made, same])
     return path
 
 

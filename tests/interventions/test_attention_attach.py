@@ -381,7 +381,7 @@ def test_half_precision_stays_finite(attention: str) -> None:
 def test_a_compiled_model_is_edited_too(model: Any) -> None:
     compiled = torch.compile(copy.deepcopy(model), backend="eager")
     plain = logits(compiled, ROWS)
-    for edit in (BIAS, MaskedHeads([(1, 1)], positions="decoding")):
+    for edit in (MaskedHeads([(1, 1)], positions="decoding"), BIAS):
         with edit.attach(model, prompt_lengths=LENGTHS):
             expected = logits(model, ROWS)
         with edit.attach(compiled, prompt_lengths=LENGTHS):

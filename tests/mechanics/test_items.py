@@ -88,8 +88,17 @@ def test_without_context_the_passage_says_a_third_answer(
         assert all(start <= place < stop for place in changed(item.ids, item.no_context))
         text = model.tokenizer.decode(item.no_context[start:stop])
         assert case.context_answers[0] not in text.replace(case.subject, "")
-        first = changed(item.ids, item.no_context)[0]
-        assert item.no_context[first] not in (item.context_id, item.memory_id)
+        said = case.context_answers[0]
+        plain = model.tokenizer.decode(item.ids[start:stop])
+        others = {
+            name
+            for one in cases
+            for name in (one.memory_answers[0], one.context_answers[0])
+            if one.relation == item.relation and plain.replace(said, name) == text
+        }
+        assert others, text
+        firsts = {answer_ids(model.tokenizer, case.question, name)[0] for name in others}
+        assert not firsts & {item.memory_id, item.context_id}
 
 
 def test_the_same_cases_give_the_same_items_and_many_donors(
@@ -154,3 +163,55 @@ def test_names_in_longer_words_stay(model: ck.Model) -> None:
     assert texts
     for text in texts:
         assert "Romeo lives in Chadwick" in text
+
+
+COUNTRIES = ("China", "Germany", "India", "Japan", "Mexico", "Nigeria", "Russia")
+
+
+def of_countries(model: ck.Model) -> list[Case]:
+    """Cases with one context answer each, all of one token."""
+    ids = model.tokenizer([f" {name}" for name in COUNTRIES])["input_ids"]
+    names = [name for name, one in zip(COUNTRIES, ids, strict=True) if len(one) == len(ids[0])]
+    assert len(names) >= 5
+    return [simple(name, "Brazil", name) for name in names]
+
+
+def says(model: ck.Model, item: items.Item) -> str:
+    """What the corrupted context says."""
+    assert item.no_context is not None
+    text = model.tokenizer.decode(item.no_context[slice(*item.span)])
+    return text.strip().removesuffix(".").split(" ")[-1]
+
+
+def test_the_next_name_in_the_alphabet_is_taken_round_and_round(model: ck.Model) -> None:
+    pool = [replace(one, subject="Poland") for one in of_countries(model)]
+    pool = [
+        replace(one, contexts=(f"It is {one.context_answers[0]}.",), question="What is it?")
+        for one in pool
+    ]
+    found, _ = items.build(model, pool)
+    names = [one.context_answers[0] for one in pool]
+    after = [*sorted([*names, "Brazil"]), *sorted([*names, "Brazil"])]
+    for case, item in zip(pool, found, strict=True):
+        following = after[after.index(case.context_answers[0]) + 1 :]
+        assert says(model, item) == next(one for one in following if one != "Brazil")
+
+
+def test_a_name_that_the_passage_mentions_is_not_taken(model: ck.Model) -> None:
+    pool = of_countries(model)
+    names = sorted(one.context_answers[0] for one in pool)
+    text = f"Not {names[1]}, whatever they say. It is {names[0]}."
+    case = replace(pool[0], subject="Poland", contexts=(text,), question="What is it?")
+    found, _ = items.build(model, [case, *pool[1:]])
+    assert found[0].case_id == case.id
+    assert says(model, found[0]) == names[2]
+
+
+def test_another_subject_with_one_of_the_answers_is_not_taken(model: ck.Model) -> None:
+    case = replace(simple("Peru", "Lima", "Rome"), memory_answers=("Lima", "Oslo"))
+    others = [simple(name, "Oslo", "Bern") for name in ("Cuba", "Iran", "Togo", "Mali")]
+    found, _ = items.build(model, [case, *others])
+    assert found[0].no_memory is None
+    others = [replace(one, memory_answers=("Kyiv",)) for one in others]
+    found, _ = items.build(model, [case, *others])
+    assert found[0].no_memory is not None

@@ -83,9 +83,10 @@ def test_a_toolkit_model_will_do_and_nothing_stays_behind() -> None:
 def test_the_lens_sees_an_edited_model() -> None:
     model, ids = families.model("llama"), families.tokens()[0].tolist()
     plain = logit_lens(model, ids, EVERY)
-    with HeadScale({(1, 2): (0.0,)}).attach(model):  # a strength for the prompt's one row
+    with HeadScale({(1, 2): (0.0,)}).attach(model) as handle:
         own = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1).detach()
         seen = logit_lens(model, ids, EVERY)
+    assert handle.edits == 2 * len(ids)  # reading the layers is no forward that it edits
     torch.testing.assert_close(seen.logprobs[-1], own, rtol=0, atol=1e-5)
     assert not torch.allclose(plain.logprobs[-1], own, atol=1e-3)
     torch.testing.assert_close(seen.logprobs[0], plain.logprobs[0], rtol=0, atol=1e-5)
@@ -99,11 +100,12 @@ def test_another_thread_computes_undisturbed(monkeypatch: pytest.MonkeyPatch) ->
     forward = type(model).forward
 
     def slow(self: Any, *args: Any, **named: Any) -> Any:
+        made = forward(self, *args, **named)
         if threading.current_thread() is main:
             worker = threading.Thread(target=lambda: found.append(model(other).logits))
             worker.start()
             worker.join()
-        return forward(self, *args, **named)
+        return made
 
     main = threading.current_thread()
     plain = logit_lens(model, ids[0].tolist(), EVERY)

@@ -90,25 +90,31 @@ def test_frozen_is_a_forward_with_all_else_held(name: str, measure: Any) -> None
 @pytest.mark.parametrize("name", CONFIGS)
 def test_activation_patching_is_a_forward_for_each_head(name: str) -> None:
     model = world(name)
-    body = anatomy.find(model)
     chosen = items(2)
     for kind, sign in (("no_context", 1.0), ("no_memory", -1.0)):
         ours = activation_patching(model, chosen, corrupted=kind)  # type: ignore[arg-type]
-        for row, item in enumerate(chosen):
-            other = seen(model, getattr(item, kind))
-            before = logits(model, item.ids)
-            for layer, head in body.names():
-                output, part = body.outputs[layer], body.slice_of(head)
+        check_activations(model, chosen, ours, kind, sign)
 
-                def put(x: Any, value: Any = other[output][0], part: slice = part) -> Any:
-                    x = x.clone()
-                    x[:, -1, part] = value[:, -1, part]
-                    return x
 
-                with replaced({output: put}, {}):
-                    change = logits(model, item.ids) - before
-                expected = sign * (change[item.memory_id] - change[item.context_id])
-                torch.testing.assert_close(ours[row, layer, head], expected, atol=5e-4, rtol=1e-3)
+def check_activations(
+    model: Any, chosen: list[Item], ours: torch.Tensor, kind: str, sign: float
+) -> None:
+    body = anatomy.find(model)
+    for row, item in enumerate(chosen):
+        other = seen(model, getattr(item, kind))
+        before = logits(model, item.ids)
+        for layer, head in body.names():
+            output, part = body.outputs[layer], body.slice_of(head)
+
+            def put(x: Any, value: Any = other[output], part: slice = part) -> Any:
+                x = x.clone()
+                x[:, -1, part] = value[0][:, -1, part]
+                return x
+
+            with replaced({output: put}, {}):
+                change = logits(model, item.ids) - before
+            expected = sign * (change[item.memory_id] - change[item.context_id])
+            torch.testing.assert_close(ours[row, layer, head], expected, atol=5e-4, rtol=1e-3)
 
 
 def everything(model: Any, found: list[Item]) -> torch.Tensor:
@@ -184,16 +190,26 @@ def test_layers_that_mix_positions_beside_the_attention_are_refused() -> None:
         path_patching(model, items(), mlps="recomputed")
 
 
-def test_layers_without_heads_are_refused() -> None:
+def test_layers_without_heads_can_only_run_as_a_whole() -> None:
     import transformers as hf
 
-    config = hf.Lfm2Config(
+    config = hf.Qwen3NextConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention"],
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4,
+        layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4,
+        linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+        num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        initializer_range=0.3,
     )  # fmt: skip
+    torch.manual_seed(3)
     model = hf.AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(UnsupportedError, match="has layers without heads"):
         path_patching(model, items(), mlps="recomputed")
+    with pytest.raises(UnsupportedError, match="layer 0 does not add"):
+        path_patching(model, items(), mlps="frozen")
+    ours = activation_patching(model, items(2))
+    assert ours[:, 0].abs().max() == 0
+    check_activations(model, items(2), ours, "no_context", 1.0)
 
 
 def test_wrong_calls() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -156,6 +157,13 @@ def test_a_line_cut_in_the_middle_costs_that_item_alone(
         rank(model, CASES, by="fake", out=out, overwrite=True)
         done = max(sum(end <= cut for end in ends) - 1, 0)
         assert fake.asked == [f"c{n}" for n in range(done + 1, 6)]
+    kept.write_bytes(whole[: ends[1] + 7])
+    for stop in ("c3", "c5", None):  # what is appended to a cut line can be read again
+        fake.stop_at = stop
+        with contextlib.suppress(KeyboardInterrupt):
+            rank(model, CASES, by="fake", out=out, overwrite=True)
+    assert fake.asked[-4:] == ["c2", "c3", "c4", "c5"]
+    assert not kept.exists()
 
 
 def test_another_run_is_refused(
@@ -185,7 +193,8 @@ def test_another_run_is_refused(
 @pytest.mark.parametrize(
     "line",
     [
-        b"not json\n", b"[]\n", b'{"item": 9, "case": "c1"}\n', b'{"item": 0, "case": "c2"}\n',
+        b"not json\n", b"[]\n", b'{"item": 9, "case": "c1"}\n',
+        b'{"item": 0, "case": "c2", "context": [[1]]}\n',
         b'{"item": 0, "case": "c1", "context": [[1, 2], [3]]}\n', b'{"item": 0, "case": "c1"}\n',
         b'{"item": 0, "case": "c1", "context": [[1, NaN]]}\n', b"[" * 50000 + b"\n", b"\xff\n",
         b'{"item": 0, "case": "c1", "context": [["a"]]}\n',

@@ -45,6 +45,8 @@ class EditRule(Rule):
 
     needs: ClassVar[tuple[str, ...]] = ("edited",)
     ranked_by: ClassVar[str] = ""
+    also_by: ClassVar[tuple[str, ...]] = ()
+    """Other analyses that tell the same."""
     lists: ClassVar[tuple[str, ...]] = ("heads",)
     """Names of the parameters that hold heads."""
 
@@ -66,7 +68,7 @@ class EditRule(Rule):
         """
         if self.is_settled:
             return self
-        if ranking.by != self.ranked_by:
+        if not self.fits(ranking):
             raise InvalidParameterError(
                 f"{self.name} takes its heads from a ranking by {self.ranked_by}, this one is by "
                 f"{ranking.by}: conflictkit rank-heads --by {self.ranked_by}"
@@ -78,6 +80,11 @@ class EditRule(Rule):
                 f"{self.name}: the ranking has no head to take for {' and '.join(empty)}"
             )
         return replace(self, **{n: t for n, t in found.items() if not getattr(self, n)})
+
+    @classmethod
+    def fits(cls, ranking: HeadRanking) -> bool:
+        """Whether heads can be taken from this ranking."""
+        return ranking.by.partition("?")[0] in (cls.ranked_by, *cls.also_by)
 
     def choose(self, ranking: HeadRanking) -> Mapping[str, Sequence[Head]]:
         """Parameter -> the heads that a ranking of the right kind gives."""

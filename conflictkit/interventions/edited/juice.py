@@ -35,6 +35,7 @@ class JuiceSingle(EditRule):
 
     name: ClassVar[str] = "juice-single"
     ranked_by: ClassVar[str] = "juice"
+    also_by: ClassVar[tuple[str, ...]] = ("juice-gentle",)
     lists: ClassVar[tuple[str, ...]] = ("enlarge_heads", "suppress_heads")
 
     enlarge: float = param(2.0, low=0, high=100, doc="added share of the heads to enlarge")

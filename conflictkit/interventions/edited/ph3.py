@@ -35,6 +35,7 @@ class PH3(EditRule):
 
     name: ClassVar[str] = "ph3"
     ranked_by: ClassVar[str] = "path-patching"
+    also_by: ClassVar[tuple[str, ...]] = ("path-patching-exact",)
 
     prefer: str = param("context", choices=SOURCES, doc="source to favour")
     k: int = param(3, low=1, high=1000, doc="how many heads of the other source to prune")
