@@ -41,6 +41,11 @@ def unwrapped(model: Any) -> Any:
     return base() if callable(base) else inner
 
 
+def is_compiled(model: Any) -> bool:
+    """Whether `model` is what torch.compile made of one."""
+    return hasattr(model, "_orig_mod")
+
+
 def is_pretrained(model: Any) -> bool:
     """Whether `model` is one of transformers' models."""
     from transformers import PreTrainedModel

@@ -62,6 +62,10 @@ class PolicyError(ConflictKitError, ValueError):
     """A policy that cannot be read, written, or used with this model."""
 
 
+class RankingError(ConflictKitError, ValueError):
+    """A ranking of heads that cannot be read, written, or used with this model."""
+
+
 class RowError(ConflictKitError, ValueError):
     """A row of an input file that cannot be used; the message names file, line and field."""
 

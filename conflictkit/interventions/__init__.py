@@ -22,12 +22,14 @@ from __future__ import annotations
 from conflictkit.interventions.activations import Handle
 from conflictkit.interventions.attention import AttentionBias, FocusDirections, MaskedHeads
 from conflictkit.interventions.heads import HeadAdd, HeadScale, HeadTap
+from conflictkit.interventions.ranking import HeadRanking
 
 __all__ = [
     "AttentionBias",
     "FocusDirections",
     "Handle",
     "HeadAdd",
+    "HeadRanking",
     "HeadScale",
     "HeadTap",
     "MaskedHeads",

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from conflictkit.errors import ConflictKitError
+from conflictkit.errors import RankingError
 from conflictkit.interventions.heads import Head
 
 KINDS = ("context", "memory")
@@ -26,10 +26,6 @@ _MOST_PARTS = 1_000_000
 _LONGEST = 10_000
 """Characters of the longest name."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class RankingError(ConflictKitError, ValueError):
-    """A ranking of heads that cannot be read, written, or used with this model."""
 
 
 def fields(what: str, data: Any, names: Sequence[str] | None = None) -> Mapping[str, Any]:

@@ -287,6 +287,8 @@ class Edits:
                 check(lengths)
         changes = {m: change for one in self.running for m, change in one.changes.items()}
         inputs = [m for m, change in changes.items() if not isinstance(change, AttentionChange)]
+        if _hf.is_compiled(model):
+            torch.compiler.reset()  # what was compiled before does not look for new hooks
         route = Route(m for m in changes if m not in inputs)
         route.open(_on_attention)
         try:

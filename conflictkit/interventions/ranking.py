@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 
 from conflictkit import __version__
-from conflictkit.errors import InvalidParameterError
+from conflictkit.errors import InvalidParameterError, RankingError
 from conflictkit.files import write_whole
 from conflictkit.interventions import _headfile as strict
-from conflictkit.interventions._headfile import KINDS, RankingError, Table
+from conflictkit.interventions._headfile import KINDS, Table
 from conflictkit.interventions.heads import Head
 
-__all__ = ["FORMAT", "KINDS", "LISTS", "VERSION", "HeadRanking", "RankingError", "Table"]
+__all__ = ["FORMAT", "KINDS", "LISTS", "VERSION", "HeadRanking", "Table"]
 
 FORMAT, VERSION = "conflictkit-heads", 1
 LISTS = ("enlarge", "suppress")

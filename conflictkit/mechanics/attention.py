@@ -87,13 +87,13 @@ def attention_mass(
     prompts = [(*item.ids, *tail) for item, tail in zip(items, tails, strict=True)]
     found = torch.zeros(len(items), len(body.layers), body.heads)
     done = 0
-    with _eager(hf, body):
+    with eager(hf, body):
         for rows in batches(hf, list(map(len, prompts))):
             width = max(len(prompts[row]) for row in rows)
 
             def reduce(layer: int, some: list[int] = rows, width: int = width) -> Callable:
                 def hook(_: Any, out: Any) -> None:
-                    seen = _probabilities(hf, layer, out)
+                    seen = probabilities(hf, layer, out)
                     for place, row in enumerate(some):
                         item, padded = items[row], width - len(prompts[row])
                         if item.span[1] > len(item.ids):
@@ -115,7 +115,7 @@ def attention_mass(
     return found
 
 
-def _probabilities(hf: Any, layer: int, out: Any) -> Tensor:
+def probabilities(hf: Any, layer: int, out: Any) -> Tensor:
     """`[batch, heads, new, keys]` from what an attention module returned."""
     seen = out[1] if isinstance(out, tuple) and len(out) > 1 else None
     if isinstance(seen, Tensor) and seen.dim() == 4:
@@ -129,7 +129,7 @@ def _probabilities(hf: Any, layer: int, out: Any) -> Tensor:
 
 
 @contextmanager
-def _eager(hf: Any, body: anatomy.Anatomy) -> Iterator[None]:
+def eager(hf: Any, body: anatomy.Anatomy) -> Iterator[None]:
     """Let the model write its attention out. Modules and makers of masks look the way up in their
     configurations at every call."""
     holders = [_hf.unwrapped(hf), *_hf.unwrapped(hf).modules()]

@@ -22,7 +22,7 @@ from conflictkit import anatomy, files
 from conflictkit.errors import InvalidParameterError, OutputError, UnsupportedError
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.mechanics._runs import hooked, network, read
-from conflictkit.mechanics.attention import _eager, _probabilities
+from conflictkit.mechanics.attention import eager, probabilities
 from conflictkit.trace.text import clip, number, visible
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ def attention_of(model: Model | Module, ids: Sequence[int], layer: int, head: in
     found: list[Tensor] = []
     module = body.attentions[layer]
     assert module is not None  # names() lists no layer without heads
-    keep = lambda _, out: found.append(_probabilities(hf, layer, out)[0, head].float().cpu())  # noqa: E731
-    with torch.no_grad(), _eager(hf, body), hooked(after=[(module, keep)]):
+    keep = lambda _, out: found.append(probabilities(hf, layer, out)[0, head].float().cpu())  # noqa: E731
+    with torch.no_grad(), eager(hf, body), hooked(after=[(module, keep)]):
         read(hf, [ids])
     return found[0]
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from conflictkit import interventions
-from conflictkit.errors import ConflictKitError, InvalidParameterError
+from conflictkit.errors import ConflictKitError, InvalidParameterError, RankingError
 from conflictkit.interventions import _headfile
-from conflictkit.interventions.ranking import HeadRanking, RankingError
+from conflictkit.interventions.ranking import HeadRanking
 
 DIGEST = "0123456789abcdef" * 4
 

@@ -180,7 +180,10 @@ def test_a_model_that_moves_to_another_dtype_takes_the_edit_along(hf: Any) -> No
 def test_compiled_models(hf: Any, moment: str) -> None:
     expected, plain = by_hand(hf), logits(hf)
     torch._dynamo.reset()
-    compiled = torch.compile(hf, backend="eager") if moment == "before" else None
+    compiled = None
+    if moment == "before":
+        compiled = torch.compile(hf, backend="eager")
+        torch.testing.assert_close(logits(compiled), plain)
     with OFF.attach(hf if compiled is None else compiled):
         if compiled is None:
             compiled = torch.compile(hf, backend="eager")

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import conflictkit as ck
-from conflictkit.errors import InvalidParameterError, UnsupportedError
+from conflictkit.errors import InvalidParameterError, RankingError, UnsupportedError
 from conflictkit.evaluation import evaluate
 from conflictkit.interventions.edited import EditRule
-from conflictkit.interventions.ranking import HeadRanking, RankingError
+from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.policy import Policy
 from tests.tiny import byte_tokenizer, llama
 
