@@ -29,7 +29,9 @@ PAPERS = {
 }
 EDITS = ("head-scale", "ph3", "juice", "juice-single", "decore", "attention-steering")
 UNPUBLISHED = {"plain", "memory", "interpolate", "auto"}
-FORWARDS = dict.fromkeys(("plain", "memory", "head-scale", "ph3", "juice-single"), 1)
+FORWARDS: dict[str, int] = dict.fromkeys(
+    ("plain", "memory", "head-scale", "ph3", "juice-single"), 1
+)
 FORWARDS["attention-steering"] = 1
 
 

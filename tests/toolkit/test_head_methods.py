@@ -83,7 +83,8 @@ def test_heads_that_cannot_be_read_are_refused(text: str) -> None:
 
 
 def test_heads_are_said_once_and_in_one_way() -> None:
-    assert ck.methods.build("ph3", heads="3.5 + 4.1+3.5").heads == "3.5+4.1"
+    rule: Any = ck.methods.build("ph3", heads="3.5 + 4.1+3.5")
+    assert rule.heads == "3.5+4.1"
     with pytest.raises(InvalidParameterError, match="no head"):
         ck.load("atlas").ask(QUESTION, CONTEXT, "ph3?heads=3.5+9.9")
 
@@ -104,7 +105,7 @@ def test_generate_and_attach_say_what_ask_says(atlas: Any, name: str) -> None:
     questions = [QUESTION, "What is the currency of Poland?"]
     contexts = [CONTEXT, "It is officially confirmed that the currency of Poland is the euro."]
     asked = atlas.ask_batch(questions, contexts, name, max_new_tokens=6, trace=False)
-    rule = ck.methods.build(name, **asked[0].params)
+    rule: Any = ck.methods.build(name, **asked[0].params)
     prompts = [atlas.prompts(q, c)["context"] for q, c in zip(questions, contexts, strict=True)]
     lengths, spans = [len(one.ids) for one in prompts], [one.context for one in prompts]
     inputs = atlas.tokenizer.pad({"input_ids": [list(p.ids) for p in prompts]}, return_tensors="pt")
@@ -132,7 +133,7 @@ def test_generate_and_attach_say_what_ask_says(atlas: Any, name: str) -> None:
 
 
 def test_attention_steering_has_to_know_where_the_context_stands(atlas: Any) -> None:
-    rule = ck.methods.build("attention-steering", heads="4.5")
+    rule: Any = ck.methods.build("attention-steering", heads="4.5")
     with pytest.raises(InvalidParameterError, match="has to know where each prompt's context"):
         rule.attach(atlas.model, prompt_lengths=[9])
 
@@ -158,6 +159,7 @@ def test_an_evaluation_edits_too(atlas: Any, tmp_path: Path) -> None:
     # Closed book an edit acts as well: all heads off, and nothing is recalled.
     heads = "+".join(f"{layer}.{head}" for layer in range(6) for head in range(8))
     off = evaluate(atlas, cases, ["plain", f"ph3?heads={heads}"], tmp_path / "off")
+    assert off.summary is not None
     recalled = {label: cell["recall"].value for label, cell in off.summary.cells.items()}
     assert recalled == {"plain": 1.0, f"ph3?heads={heads}": 0.0}
 
