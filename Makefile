@@ -39,7 +39,7 @@ demo: $(CORE)
 	    --context "The capital of Poland is London." --method adacad
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical
 
 lint: $(DEV)
 	$(BIN)/ruff check

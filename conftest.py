@@ -12,14 +12,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # one for each process that shares
+os.environ.setdefault("OMP_NUM_THREADS", str(_THREADS))
 
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(min(_THREADS, torch.get_num_threads()))
 
 # The first example of a test may load a model: a deadline per example would measure that. The
 # same examples on every run: a failure in CI is one that the next person sees too.
