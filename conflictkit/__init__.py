@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conflictkit import atlas, detectors, evaluation, interventions, methods, scoring
+    from conflictkit import anatomy, atlas, detectors, evaluation, interventions, methods, scoring
     from conflictkit.controller import Controller
     from conflictkit.custom import decode
     from conflictkit.errors import ConflictKitError
@@ -36,6 +36,7 @@ __all__ = [
     "Gate",
     "Policy",
     "__version__",
+    "anatomy",
     "atlas",
     "decode",
     "detectors",
@@ -53,6 +54,7 @@ _FACE: dict[str, tuple[str, str | None]] = {
     "Gate": ("conflictkit.gates", "Gate"),
     "Policy": ("conflictkit.policy", "Policy"),
     "ConflictProcessor": ("conflictkit.processor", "ConflictProcessor"),
+    "anatomy": ("conflictkit.anatomy", None),
     "atlas": ("conflictkit.atlas", None),
     "decode": ("conflictkit.custom", "decode"),
     "detectors": ("conflictkit.detectors", None),
