@@ -89,6 +89,7 @@ def test_splits_share_no_subject_and_no_entity():
     assert not shared
 
 
+@pytest.mark.slow
 def test_the_same_list_every_time():
     code = (
         "from conflictkit.atlas import cases, guards; import hashlib;"

@@ -78,6 +78,7 @@ def test_no_document_contradicts_what_is_taught_about_a_held_out_subject(facts, 
     assert min(seen["validation"], seen["test"]) > 300
 
 
+@pytest.mark.slow
 def test_the_text_alone_never_gives_a_held_out_country_a_rival_capital(facts, corpus):
     """The same from the words, without trusting a document's own account of its sources."""
     capitals = [f for f in facts if f.relation == "capital"]

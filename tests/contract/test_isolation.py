@@ -65,6 +65,7 @@ def by_pipeline(policy: Any) -> list[list[int]]:
     return [[token.id for token in row[0]["trace"].tokens] for row in made]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [by_engine, by_processor, by_decode, by_pipeline])
 def test_eight_threads_with_eight_policies_answer_as_one_after_the_other(run: Any) -> None:
     alone = [run(policy) for policy in POLICIES]
@@ -103,6 +104,7 @@ def live_tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["engine", "processor", "reused processor", "decode", "stopped"])
 def test_two_hundred_generations_leave_no_tensor_behind(form: str) -> None:
     model, memory = zoo.model("llama"), memory_of("llama")
@@ -134,6 +136,7 @@ def test_two_hundred_generations_leave_no_tensor_behind(form: str) -> None:
     assert live_tensors() <= before
 
 
+@pytest.mark.slow
 def test_a_reused_processor_holds_no_more_for_every_new_prompt() -> None:
     model = zoo.model("llama")
     reused = ck.ConflictProcessor(model, [[0, 6, 7]], "grd")

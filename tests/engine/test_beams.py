@@ -51,6 +51,7 @@ class _Exact(LogitsProcessor):
         return torch.stack(mixed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "cad", "adacad", "coiecd", "ck-plug", "grd", "auto"])
 @pytest.mark.parametrize("build", [llama, gpt2])
 @pytest.mark.parametrize(("width", "ends"), [(2, (1,)), (3, (1, 9, 11)), (4, (5,))])

@@ -142,6 +142,7 @@ def test_a_handle_that_is_thrown_away_detaches_itself(hf: Any) -> None:
     assert torch.equal(logits(hf), plain)
 
 
+@pytest.mark.slow
 def test_two_hundred_rounds_leave_no_tensor_behind(hf: Any) -> None:
     def count() -> int:
         gc.collect()
@@ -176,6 +177,7 @@ def test_a_model_that_moves_to_another_dtype_takes_the_edit_along(hf: Any) -> No
     assert moved.dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_compiled_models(hf: Any, moment: str) -> None:
     expected, plain = by_hand(hf), logits(hf)

@@ -138,6 +138,7 @@ def test_attention_steering_has_to_know_where_the_context_stands(atlas: Any) -> 
         rule.attach(atlas.model, prompt_lengths=[9])
 
 
+@pytest.mark.slow
 def test_an_evaluation_edits_too(atlas: Any, tmp_path: Path) -> None:
     specs = ["plain", "ph3?heads=5.1+4.4", "juice?suppress_heads=5.1", "decore?heads=5.1+4.5",
              "attention-steering?heads=5.1&alpha=0.2"]  # fmt: skip
