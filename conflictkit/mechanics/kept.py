@@ -17,11 +17,7 @@ import torch
 from torch import Tensor
 
 from conflictkit.errors import OutputError, ResumeError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing keeps two runs apart there
-    fcntl = None
+from conflictkit.scoring import disk
 
 Tables = Mapping[str, Tensor]
 """Name -> `[layers, heads]` float64."""
@@ -67,8 +63,7 @@ class Kept:
 
     def __enter__(self) -> Kept:
         try:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-            self._file = os.fdopen(handle, "r+b")
+            self._file = disk.open_to_append(self.path)
             self._lock(self._file)
             self._read(self._file)
         except OSError as error:
@@ -104,24 +99,11 @@ class Kept:
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         assert self._file is not None  # held from __enter__ to __exit__
-        try:
-            self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OutputError(
-                f"cannot write '{self.path}': {error.strerror or error}: once that is mended, the "
-                "same call goes on where this one stopped"
-            ) from error
+        with disk.writing(self.path):
+            disk.append(self._file, disk.json_line(entry))
 
     def _lock(self, file: BinaryIO) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"another run is writing '{self.path}': wait for it") from error
+        disk.lock(file, self.path)
         if not self.path.exists() or not os.path.samestat(
             os.fstat(file.fileno()), os.stat(self.path)
         ):

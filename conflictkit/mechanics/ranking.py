@@ -14,14 +14,12 @@ where it stopped.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +29,13 @@ from torch import Tensor
 
 from conflictkit import __version__, models
 from conflictkit.errors import (
-    ConflictKitError,
     EmptyInputError,
     InvalidParameterError,
     LogitsError,
     OutputError,
     unknown_name,
 )
+from conflictkit.evaluation.cases import cases_hash
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.mechanics import attention, attribution, items, juice, patching
 from conflictkit.mechanics.kept import Kept, Tables, rounded
@@ -171,7 +169,7 @@ def rank(
     if not found:
         raise EmptyInputError(f"none of {len(cases)} cases can be used: {_reasons(dropped)}")
     found, dropped = _drawn(found, dict(dropped), limit, seed)
-    digest = _cases_hash(cases)
+    digest = cases_hash(cases)
     done: dict[int, dict[str, Tensor]] = {}
     with ExitStack() as stack:
         kept: Kept | None = None
@@ -309,22 +307,6 @@ def _means(analysis: Analysis, stacked: Tables) -> dict[str, Any]:
 
 def _shortened(tables: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: table.tolist() for name, table in rounded(tables).items()}
-
-
-def _cases_hash(cases: Sequence[Case]) -> str:
-    """SHA-256 of the cases in their order, the one by which `evaluate` names them."""
-    digest = hashlib.sha256()
-    for case in cases:
-        if not isinstance(case, Case):
-            raise InvalidParameterError(f"expected a Case, not {type(case).__name__}")
-        try:
-            line = json.dumps(
-                asdict(case), sort_keys=True, separators=(",", ":"), allow_nan=False
-            ).encode()
-        except (TypeError, ValueError) as error:
-            raise ConflictKitError(f"case '{case.id}' cannot be written down: {error}") from error
-        digest.update(line + b"\n")
-    return digest.hexdigest()
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:

@@ -306,7 +306,7 @@ def test_what_cannot_be_ranked_is_said(model: Any, fake: Fake) -> None:
     with pytest.raises(EmptyInputError, match="none of 1 cases can be used: 1 fake"):
         rank(model, CASES[:1], by="fake")
     with pytest.raises(InvalidParameterError, match="expected a Case"):
-        ranking_module._cases_hash(["a case"])  # type: ignore[list-item]
+        ranking_module.cases_hash(["a case"])  # type: ignore[list-item]
 
     def bad(*_: Any) -> dict[str, Tensor]:
         return {"context": torch.tensor([[math.nan]])}

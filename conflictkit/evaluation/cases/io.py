@@ -99,8 +99,10 @@ def as_dict(case: Case) -> dict[str, Any]:
     """The case as plain data, ready for JSON.
 
     Raises:
-        InvalidParameterError: a field that no file could give back.
+        InvalidParameterError: something that is no case, or a field that no file could give back.
     """
+    if not isinstance(case, Case):
+        raise InvalidParameterError(f"expected a Case, not {type(case).__name__}")
     data: dict[str, Any] = {name: getattr(case, name) for name in ORDER}
     data |= {name: list(data[name]) for name in LISTS}
     try:
