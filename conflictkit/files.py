@@ -1,11 +1,15 @@
-"""Small files that are written whole or not at all."""
+"""Small files: written whole or not at all, and read strictly."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import stat
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -36,3 +40,64 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+@dataclass(frozen=True)
+class JsonFile:
+    """How files of one kind are read: as JSON data that runs no code and fills no memory.
+
+    Attributes:
+        kind: what messages call such a file.
+        error: what is raised about one that is refused.
+        largest: bytes of the largest one that is read.
+        most_parts: brackets, commas and colons of the fullest one.
+    """
+
+    kind: str
+    error: type[Exception]
+    largest: int
+    most_parts: int
+
+    def contents(self, path: str | os.PathLike[str]) -> bytes:
+        """The bytes of a regular file that is not too large."""
+        try:
+            # Opened before it is looked at, so that the file looked at is the file read; without
+            # O_NONBLOCK a pipe would wait for a writer.
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            with os.fdopen(handle, "rb") as file:
+                regular = stat.S_ISREG(os.fstat(handle).st_mode)
+                data = file.read(self.largest + 1) if regular else b""
+        except (OSError, ValueError) as error:
+            raise self.error(f"cannot be read: {error}") from error
+        if not regular:
+            raise self.error("is not a regular file")
+        if len(data) > self.largest:
+            raise self.error(f"is larger than {self.largest} bytes: this is no {self.kind}")
+        return data
+
+    def parse(self, data: bytes) -> Any:
+        """What the bytes say: finite numbers, no field twice."""
+        # Counted before they are built: a small file of brackets would fill a large memory.
+        if sum(data.count(sign) for sign in (b"[", b"{", b",", b":")) > self.most_parts:
+            raise self.error(f"holds more than {self.most_parts} parts: this is no {self.kind}")
+        try:
+            return json.loads(
+                data.decode("utf-8-sig"), object_pairs_hook=self._once, parse_constant=self._refuse
+            )
+        except UnicodeDecodeError as error:
+            raise self.error(f"is not UTF-8 text: {error}") from error
+        except json.JSONDecodeError as error:
+            raise self.error(f"is not JSON: {error}") from error
+        except (RecursionError, ValueError) as error:  # too deep; a number with too many digits
+            if isinstance(error, self.error):
+                raise
+            raise self.error(f"cannot be read as JSON: {error}") from error
+
+    def _once(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise self.error("a field is given twice")
+        return made
+
+    def _refuse(self, text: str) -> Any:
+        raise self.error(f"{text} is no number that a {self.kind} may hold")

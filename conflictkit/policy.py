@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,14 +21,13 @@ from typing import Any
 from conflictkit import methods
 from conflictkit.controller import Controller
 from conflictkit.errors import ConflictKitError, InvalidParameterError, PolicyError
-from conflictkit.files import write_whole
+from conflictkit.files import JsonFile, write_whole
 from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import Rule
 
 FORMAT, VERSION = "conflictkit-policy", 1
-_LARGEST = 64 * 1024
-"""Bytes of the largest policy file that is read; a policy is a few hundred."""
-_MOST_PARTS = 1000
+_FILE = JsonFile("policy", PolicyError, largest=64 * 1024, most_parts=1000)
+"""A policy is a few hundred bytes."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -185,7 +183,7 @@ class Policy:
                 names the file and what is wrong.
         """
         try:
-            return cls.from_dict(_parse(_read(path)))
+            return cls.from_dict(_FILE.parse(_FILE.contents(path)))
         except PolicyError as error:
             raise PolicyError(f"policy {os.fspath(path)!r}: {error}") from error
 
@@ -298,52 +296,3 @@ def _fields(where: str, data: Any, names: Any) -> dict[str, Any]:
 
 def _part(kind: Any, where: str, data: Any) -> Any:
     return None if data is None else kind(**_fields(where, data, kind.__dataclass_fields__))
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        # Opened before it is looked at, so that the file looked at is the file read; without
-        # O_NONBLOCK a pipe would wait for a writer.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise PolicyError("is not a regular file")
-            data = file.read(_LARGEST + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, PolicyError):
-            raise
-        raise PolicyError(f"cannot be read: {error}") from error
-    if len(data) > _LARGEST:
-        raise PolicyError(f"is larger than {_LARGEST} bytes: this is no policy")
-    return data
-
-
-def _parse(data: bytes) -> Any:
-    # Counted before they are built: a small file of brackets would fill a large memory.
-    if sum(data.count(sign) for sign in (b"[", b"{", b",", b":")) > _MOST_PARTS:
-        raise PolicyError(f"holds more than {_MOST_PARTS} parts: this is no policy")
-    try:
-        return json.loads(
-            data.decode("utf-8-sig"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-        )
-    except UnicodeDecodeError as error:
-        raise PolicyError(f"is not UTF-8 text: {error}") from error
-    except json.JSONDecodeError as error:
-        raise PolicyError(f"is not JSON: {error}") from error
-    except (RecursionError, ValueError) as error:  # too deep; a number with too many digits
-        if isinstance(error, PolicyError):
-            raise
-        raise PolicyError(f"cannot be read as JSON: {error}") from error
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise PolicyError("a field is given twice")
-    return made
-
-
-def _no_constant(text: str) -> Any:
-    raise PolicyError(f"{text} is no number that a policy may hold")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from conflictkit.errors import RankingError
+from conflictkit.files import JsonFile
 from conflictkit.interventions.heads import Head
 
 KINDS = ("context", "memory")
@@ -20,9 +19,8 @@ KINDS = ("context", "memory")
 Table = tuple[tuple[float, ...], ...]
 """`[layers, heads]` scores."""
 
-_LARGEST = 32 * 1024 * 1024
-"""Bytes of the largest file that is read: 128 layers of 128 heads need 2 million."""
-_MOST_PARTS = 1_000_000
+FILE = JsonFile("ranking", RankingError, largest=32 * 1024 * 1024, most_parts=1_000_000)
+"""128 layers of 128 heads need 2 million bytes."""
 _LONGEST = 10_000
 """Characters of the longest name."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -125,50 +123,3 @@ def text(data: Mapping[str, Any]) -> str:
             text = text.replace("[[", "[\n    [").replace("], [", "],\n    [")
         lines.append(f'  "{name}": {text}')
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def contents(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file that is not too large."""
-    try:
-        # Opened before it is looked at, so that the file looked at is the file read; without
-        # O_NONBLOCK a pipe would wait for a writer.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(handle, "rb") as file:
-            regular = stat.S_ISREG(os.fstat(handle).st_mode)
-            data = file.read(_LARGEST + 1) if regular else b""
-    except (OSError, ValueError) as error:
-        raise RankingError(f"cannot be read: {error}") from error
-    if not regular:
-        raise RankingError("is not a regular file")
-    if len(data) > _LARGEST:
-        raise RankingError(f"is larger than {_LARGEST:,} bytes: this is no ranking of heads")
-    return data
-
-
-def parse(data: bytes) -> Any:
-    """JSON as data: finite numbers, no field twice."""
-    # Counted before they are built: a small file of brackets would fill a large memory.
-    if sum(data.count(sign) for sign in (b"[", b"{", b",", b":")) > _MOST_PARTS:
-        raise RankingError(f"holds more than {_MOST_PARTS:,} parts: this is no ranking of heads")
-    try:
-        text = data.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_constant)
-    except UnicodeDecodeError as error:
-        raise RankingError(f"is not UTF-8 text: {error}") from error
-    except json.JSONDecodeError as error:
-        raise RankingError(f"is not JSON: {error}") from error
-    except (RecursionError, ValueError) as error:  # too deep; a number with too many digits
-        if isinstance(error, RankingError):
-            raise
-        raise RankingError(f"cannot be read as JSON: {error}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise RankingError("a field is given twice")
-    return made
-
-
-def _constant(text: str) -> Any:
-    raise RankingError(f"{text} is no number that a ranking may hold")

@@ -273,6 +273,6 @@ class HeadRanking:
                 names the file and what is wrong.
         """
         try:
-            return cls.from_dict(strict.parse(strict.contents(path)))
+            return cls.from_dict(strict.FILE.parse(strict.FILE.contents(path)))
         except RankingError as error:
             raise RankingError(f"ranking {os.fspath(path)!r}: {error}") from error

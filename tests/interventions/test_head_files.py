@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def test_a_file_that_is_no_ranking_is_refused(
             HeadRanking.read(path)
     path.write_bytes(b"\xef\xbb\xbf" + good.encode())  # a BOM is no fault
     assert HeadRanking.read(path) == ranking()
-    monkeypatch.setattr(_headfile, "_LARGEST", len(good))
+    smaller = replace(_headfile.FILE, largest=len(good))
+    monkeypatch.setattr(_headfile, "FILE", smaller)
     with pytest.raises(RankingError, match="is larger than"):
         HeadRanking.read(path)
 
