@@ -221,7 +221,7 @@ def window(model: Any, tokenizer: Any) -> int | None:
 
 def cached_length(cache: Any) -> int:
     """Number of positions in a cache of transformers."""
-    return int(cache.get_seq_length())
+    return int(seen_tokens(cache))
 
 
 def seen_tokens(cache: Any) -> int | Tensor:

@@ -91,6 +91,20 @@ class Anatomy:
         """Where head `head` stands in the output projection's input."""
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
 
+    def output_of(self, layer: int, head: int) -> Module:
+        """The output projection that reads a head.
+
+        Raises:
+            InvalidParameterError: the model has no such head.
+        """
+        module = self.outputs[layer] if 0 <= layer < len(self.outputs) else None
+        if module is not None and 0 <= head < self.heads:
+            return module
+        there = f"it has {len(self.layers)} layers of {self.heads} heads"
+        if module is None and 0 <= layer < len(self.outputs):
+            there += ", and none in this layer"
+        raise InvalidParameterError(f"the model has no head ({layer}, {head}): {there}")
+
     def names(self) -> tuple[tuple[int, int], ...]:
         """Every head as `(layer, head)`, both counted from 0."""
         with_heads = [layer for layer, one in enumerate(self.outputs) if one is not None]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,47 +81,25 @@ class PerRow:
 def _merged(mine: Tensor, mix: Mix, others: Mix, step: Step) -> Mix:
     """`mix` in the rows `mine` (`[batch]` bool), `others` elsewhere."""
     column = mine.unsqueeze(-1)
-    support = bias = None
-    if mix.support is not None or others.support is not None:
-        everything = torch.ones_like(step.allowed)
-        support = torch.where(
-            column,
-            everything if mix.support is None else mix.support,
-            everything if others.support is None else others.support,
-        )
-    if mix.bias is not None or others.bias is not None:
-        nothing = torch.zeros_like(step.logits)
-        bias = torch.where(
-            column,
-            nothing if mix.bias is None else mix.bias,
-            nothing if others.bias is None else others.bias,
-        )
-    edited = None
-    if mix.edited is not None or others.edited is not None:
-        none = torch.zeros_like(mine)
-        edited = torch.where(
-            mine,
-            none if mix.edited is None else mix.edited,
-            none if others.edited is None else others.edited,
-        )
-    reference = None
-    if mix.reference is not None or others.reference is not None:
-        usual = step.logprobs.get("memory", step.logprobs[step.answering])
-        reference = torch.where(
-            column,
-            usual if mix.reference is None else mix.reference,
-            usual if others.reference is None else others.reference,
-        )
+
+    def either(own: Tensor | None, other: Tensor | None, rows: Tensor, idle: Callable) -> Any:
+        """`own` in the rows `mine`, `other` elsewhere, `idle()` for the one that is None."""
+        if own is None and other is None:
+            return None
+        least = idle()
+        return torch.where(rows, least if own is None else own, least if other is None else other)
+
+    usual = step.logprobs.get("memory", step.logprobs[step.answering])
     scores = dict(others.scores)
     for name, values in _only(mine, mix.scores).items():
         scores[name] = torch.where(mine, values, scores[name]) if name in scores else values
     return Mix(
         torch.where(column, mix.context_weight, others.context_weight),
         torch.where(column, mix.memory_weight, others.memory_weight),
-        support,
-        bias,
-        edited,
-        reference,
+        either(mix.support, others.support, column, lambda: torch.ones_like(step.allowed)),
+        either(mix.bias, others.bias, column, lambda: torch.zeros_like(step.logits)),
+        either(mix.edited, others.edited, mine, lambda: torch.zeros_like(mine)),
+        either(mix.reference, others.reference, column, lambda: usual),
         scores,
     )
 

@@ -52,9 +52,8 @@ def open_streams(
     lengths = [len(row) for row in prompts.get("context", ())]
     changes = _edits(control, Prompts(lengths, spans))
     # In this order, because an edit may need what another stream has just computed.
-    order = sorted(wanted, key=lambda name: name in EDITED)
     streams: dict[str, Stream] = {}
-    for name in order:
+    for name in sorted(wanted, key=lambda name: name in EDITED):
         if read and name in read and name not in changes:
             streams[name] = read[name]
             continue
@@ -67,7 +66,7 @@ def open_streams(
         streams[name] = Stream(
             model, ids, pad_id=pad_id, use_cache=use_cache, acting=acting, origin=origin
         )
-    return {name: streams[name] for name in sorted(order, key=list(wanted).index)}
+    return streams
 
 
 def has_edits(control: Control) -> bool:

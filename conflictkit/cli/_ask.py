@@ -128,8 +128,7 @@ def ask(
     found = _inputs.passages(context or (), context_file or ())
     if html is not None and no_trace:
         raise InvalidParameterError("--html draws the trace: leave --no-trace out")
-    if as_json and quiet:
-        raise InvalidParameterError("--json and --quiet exclude each other")
+    _options.check_output(as_json, quiet)
     if per_passage:
         _check_per_passage(found, shown=not no_trace and (not quiet or html is not None))
     page = _inputs.writable(html) if html is not None else None

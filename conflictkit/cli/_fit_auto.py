@@ -12,7 +12,7 @@ import typer
 from conflictkit.cli import _inputs, _options, _output
 from conflictkit.cli._options import RUN, option
 from conflictkit.cli._progress import GOES_ON, Watch, watching
-from conflictkit.errors import InvalidParameterError, OutputError
+from conflictkit.errors import OutputError
 
 if TYPE_CHECKING:
     from conflictkit.evaluation.auto import Fitted
@@ -67,8 +67,7 @@ def fit_auto(
 
     The policy is tied to the model's weights. Measure it on cases that it was not fitted on.
     """
-    if as_json and quiet:
-        raise InvalidParameterError("--json and --quiet exclude each other")
+    _options.check_output(as_json, quiet)
     options = {
         "max_new_tokens": max_new_tokens,
         "stop": _inputs.stops(stop),

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from conflictkit.errors import InvalidParameterError
+
 ANSWERS = "Answers"
 MODEL = "Model"
 RUN = "Run"
@@ -14,6 +16,12 @@ RUN = "Run"
 def option(*names: str, panel: str, **settings: Any) -> Any:
     """An option under the heading `panel` of a command's help."""
     return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+def check_output(as_json: bool, quiet: bool) -> None:
+    """Refuse to print the result and nothing at once."""
+    if as_json and quiet:
+        raise InvalidParameterError("--json and --quiet exclude each other")
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,10 @@ import typer
 from conflictkit.cli import _options, _output
 from conflictkit.cli._options import RUN, option
 from conflictkit.cli._progress import Watch, watching
-from conflictkit.errors import EmptyInputError, InvalidParameterError
+from conflictkit.errors import EmptyInputError
 
 if TYPE_CHECKING:
     from conflictkit.interventions.ranking import HeadRanking
-    from conflictkit.types import Case
 
 _SHOWN = 5
 """Heads of each kind that the table shows."""
@@ -65,8 +64,7 @@ def rank_heads(
     Find heads on other cases than those that the methods are measured on. A run that was cut short
     goes on when the same command is given again.
     """
-    if as_json and quiet:
-        raise InvalidParameterError("--json and --quiet exclude each other")
+    _options.check_output(as_json, quiet)
     source = {"device": device, "dtype": dtype, "pad_token": pad_token}
     settings = {"by": by, "out": out, "overwrite": overwrite, "limit": limit, "seed": seed}
     with watching("ranking heads", "cases", quiet=quiet) as watch:
@@ -89,31 +87,20 @@ def _run(
         from conflictkit import toolkit
         from conflictkit.evaluation.asking import pick
         from conflictkit.evaluation.cases import load_cases
+        from conflictkit.mechanics.items import gives_another
         from conflictkit.mechanics.ranking import check_request, rank
         from conflictkit.scoring import Progress
 
         check_request(settings["by"], settings["out"], overwrite=settings["overwrite"])
-        found = _conflicts(spec, pick(load_cases(spec), split, None, 0))
+        found = list(filter(gives_another, pick(load_cases(spec), split, None, 0)))
+        if not found:
+            raise EmptyInputError(f"no case in '{spec}' has a context that contradicts memory")
         model = toolkit.load(source[0], **source[1])
 
         def report(done: int, every: int) -> None:
             watch(Progress(rows=done, done=done / every))
 
         return rank(model, found, progress=report, **settings)
-
-
-def _conflicts(spec: str, cases: list[Case]) -> list[Case]:
-    """The cases whose context gives another answer than memory: only those tell heads apart."""
-    found = [
-        case
-        for case in cases
-        if case.context_answers
-        and case.memory_answers
-        and not set(case.context_answers) & set(case.memory_answers)
-    ]
-    if not found:
-        raise EmptyInputError(f"no case in '{spec}' has a context that contradicts memory")
-    return found
 
 
 def _lines(ranking: HeadRanking, out: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ import typer
 from conflictkit.cli import _inputs, _options, _output
 from conflictkit.cli._options import ANSWERS, RUN, option
 from conflictkit.cli._progress import Watch, watching
-from conflictkit.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from conflictkit.evaluation.screening import Screened
@@ -110,8 +109,7 @@ def screen(
     passages make cases of correction. Nothing is asked twice: a run that was cut short goes on when
     the same command is given again.
     """
-    if as_json and quiet:
-        raise InvalidParameterError("--json and --quiet exclude each other")
+    _options.check_output(as_json, quiet)
     chosen = {
         "passages": None if passages is None else _kinds(passages),
         "wrong_shares": tuple(several_wrong) if several_wrong else None,

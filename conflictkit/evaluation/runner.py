@@ -92,7 +92,7 @@ def evaluate(
             `conflictkit.evaluation.metrics.text.MATCHES`.
         overwrite: replace another run, or a finished one.
         progress: called before the first batch and after each.
-        options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template`
+        options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template`,
             `truncate` and `heads`, as in `Model.ask`.
 
     Returns:

@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from conflictkit.anatomy import Anatomy
 from conflictkit.errors import InvalidParameterError
-from conflictkit.interventions.heads import Head, checked, gains
+from conflictkit.interventions.heads import Head, checked
 
 Span = tuple[int, int]
 """(start, stop) in a row's own prompt tokens, padding not counted."""
@@ -34,7 +34,8 @@ def by_layer(body: Anatomy, rows: Any) -> Iterator[tuple[int, Module, Tensor]]:
     """
     everything = body.names()
     several = [everything if row is None else row for row in rows]
-    gains(body, dict.fromkeys((head for row in several for head in row), 1.0), rest=1.0)
+    for head in dict.fromkeys(head for row in several for head in row):
+        body.output_of(*head)
     for layer, attention in enumerate(body.attentions):
         chosen = torch.zeros(len(several), body.heads, dtype=torch.bool)
         for row, heads in enumerate(several):

@@ -25,7 +25,14 @@ from torch.nn import Module
 
 from conflictkit import _hf, anatomy
 from conflictkit.errors import InvalidParameterError
-from conflictkit.interventions.attending import Attention, AttentionChange, Route, Spread, computed
+from conflictkit.interventions.attending import (
+    At,
+    Attention,
+    AttentionChange,
+    Route,
+    Spread,
+    computed,
+)
 from conflictkit.interventions.places import WORDS as WORDS
 from conflictkit.interventions.places import Pass, Positions, check_positions
 
@@ -88,7 +95,7 @@ class Running:
         mine = self._mine(values, where)
         if mine is not None:
             changed = torch.where(mine.unsqueeze(-1), changed, values)
-        self._note(module, len(values) * values.shape[1] if mine is None else mine.sum())
+        self._note(module, values, mine)
         return changed
 
     def attend(
@@ -99,20 +106,21 @@ class Running:
         values = given.query.transpose(1, 2)
         spread = partial(self.spread, batch=len(values))
         mine = self._mine(values, where)
-        changed = change(given, mine, where, self.prompt_lengths, spread)
+        changed = change(given, At(mine, where, self.prompt_lengths, spread))
         self.idle = changed is given
         if change.rows is not None:
             rows = spread(change.rows.to(values.device))[:, None]
             mine = rows.expand(values.shape[:2]) if mine is None else rows & mine
         if not self.idle:
-            self._note(module, len(values) * values.shape[1] if mine is None else mine.sum())
+            self._note(module, values, mine)
         return changed, mine
 
-    def _note(self, module: Module, count: int | Tensor) -> None:
+    def _note(self, module: Module, values: Tensor, mine: Tensor | None) -> None:
         self._counting = self._counting or module  # one of the modules: each reads every position
         if module is self._counting:
             # No transfer to the host here: it would wait for the device at every step.
-            self.count = self.count + count
+            new = len(values) * values.shape[1] if mine is None else mine.sum()
+            self.count = self.count + new  # not in place: a fork goes on from the same number
 
     @property
     def reads_places(self) -> bool:

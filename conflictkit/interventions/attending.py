@@ -35,6 +35,23 @@ class Attention:
     bias: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class At:
+    """Where in a pass a change of attention acts.
+
+    Attributes:
+        mine: `[batch, new]` bool, the positions to change; None: all.
+        where: what the pass reads, if that is known.
+        lengths: `[rows]` tokens of each row's prompt, if they are known.
+        spread: from `[rows, ...]` to `[batch, ...]`.
+    """
+
+    mine: Tensor | None
+    where: Pass | None
+    lengths: Tensor | None
+    spread: Spread
+
+
 class AttentionChange(ABC):
     """What is done to one layer's attention.
 
@@ -47,22 +64,8 @@ class AttentionChange(ABC):
     reads_keys: bool = False
 
     @abstractmethod
-    def __call__(
-        self,
-        given: Attention,
-        mine: Tensor | None,
-        where: Pass | None,
-        lengths: Tensor | None,
-        spread: Spread,
-    ) -> Attention:
-        """The changed attention, or `given` itself if there is nothing to do.
-
-        Args:
-            mine: `[batch, new]` bool, the positions to change; None: all.
-            where: what the pass reads, if that is known.
-            lengths: `[rows]` tokens of each row's prompt, if they are known.
-            spread: from `[rows, ...]` to `[batch, ...]`.
-        """
+    def __call__(self, given: Attention, at: At) -> Attention:
+        """The changed attention, or `given` itself if there is nothing to do."""
 
 
 class Route:

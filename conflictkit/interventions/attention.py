@@ -36,7 +36,7 @@ from conflictkit.interventions._choices import (
     span_rows,
     vector,
 )
-from conflictkit.interventions.attending import Attention, AttentionChange, Spread
+from conflictkit.interventions.attending import At, Attention, AttentionChange, Spread
 from conflictkit.interventions.heads import Head, Strength, _Attachable, checked
 from conflictkit.interventions.places import Pass, Positions
 
@@ -246,26 +246,20 @@ class _Bias(AttentionChange):
         self._idle = not bool(self.rows.any())
         self._amounts, self._spans = _Kept(amounts), spans
 
-    def __call__(
-        self,
-        given: Attention,
-        mine: Tensor | None,
-        where: Pass | None,
-        lengths: Tensor | None,
-        spread: Spread,
-    ) -> Attention:
+    def __call__(self, given: Attention, at: At) -> Attention:
         if self._idle:
             return given
         query = given.query
+        where = at.where
         if where is None or where.positions.shape != (len(query), query.shape[2]):
             raise InvalidParameterError(
                 "AttentionBias: this forward does not say which tokens it reads"
             )
-        times = self._spans.times(where, given.keys, query.device, lengths, spread)
-        amounts = self._amounts.of(query, spread, query.dtype)
+        times = self._spans.times(where, given.keys, query.device, at.lengths, at.spread)
+        amounts = self._amounts.of(query, at.spread, query.dtype)
         bias = amounts[:, :, None, None] * times[:, None, None].to(query.dtype)
-        if mine is not None:
-            bias = torch.where(mine[:, None, :, None], bias, 0.0)
+        if at.mine is not None:
+            bias = torch.where(at.mine[:, None, :, None], bias, 0.0)
         return replace(given, bias=bias if given.bias is None else given.bias + bias)
 
 
@@ -319,19 +313,12 @@ class _OnQuery(AttentionChange):
         self.rows = (values != 0).flatten(1).any(-1)
         self._idle, self._values = not bool(self.rows.any()), _Kept(values)
 
-    def __call__(
-        self,
-        given: Attention,
-        mine: Tensor | None,
-        where: Pass | None,
-        lengths: Tensor | None,
-        spread: Spread,
-    ) -> Attention:
+    def __call__(self, given: Attention, at: At) -> Attention:
         if self._idle:
             return given
-        changed = self.changed(given.query, spread)
-        if mine is not None:
-            changed = torch.where(mine[:, None, :, None], changed, given.query)
+        changed = self.changed(given.query, at.spread)
+        if at.mine is not None:
+            changed = torch.where(at.mine[:, None, :, None], changed, given.query)
         return replace(given, query=changed)
 
     def changed(self, query: Tensor, spread: Spread) -> Tensor:

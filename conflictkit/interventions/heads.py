@@ -89,8 +89,8 @@ class HeadTap(_Attachable):
     def plan(self, body: Anatomy) -> Mapping[Module, Change]:
         """See `Edit.plan`."""
         heads = body.names() if self.heads is None else tuple(self.heads)
-        known = checked("HeadTap", dict.fromkeys(heads, 1.0))
-        return {module: self._keep(module) for module in gains(body, known, rest=1.0)}
+        modules = [body.output_of(*head) for head in checked("HeadTap", dict.fromkeys(heads, 1.0))]
+        return {module: self._keep(module) for module in modules}
 
     def _keep(self, module: Module) -> Change:
         def keep(values: Tensor, _: Spread) -> Tensor:
@@ -212,17 +212,7 @@ def gains(body: Anatomy, values: Mapping[Head, Any], *, rest: float) -> dict[Mod
     rows = max((len(value) for value in values.values() if isinstance(value, tuple)), default=1)
     found: dict[Module, Tensor] = {}
     for (layer, head), value in values.items():
-        module = body.outputs[layer] if layer < len(body.outputs) else None
-        if module is None or head >= body.heads:
-            raise InvalidParameterError(
-                f"the model has no head ({layer}, {head}): it has {len(body.layers)} layers of "
-                f"{body.heads} heads"
-                + (
-                    ""
-                    if layer >= len(body.outputs) or module is not None
-                    else ", and none in this layer"
-                )
-            )
+        module = body.output_of(layer, head)
         gain = found.setdefault(module, torch.full((rows, 1, body.heads * body.head_dim), rest))
         gain[:, 0, body.slice_of(head)] = torch.tensor(value).expand(rows)[:, None]
     return found

@@ -86,13 +86,14 @@ def need(items: Sequence[Any], what: str = "item") -> None:
 def hooked(
     *,
     before: Sequence[tuple[Module, Callable[[tuple[Any, ...], dict[str, Any]], Any]]] = (),
-    after: Sequence[tuple[Module, Callable[[tuple[Any, ...], Any], None]]] = (),
+    after: Sequence[tuple[Module, Callable[[tuple[Any, ...], Any], Any]]] = (),
 ) -> Iterator[None]:
     """Hooks for one block, acting in this thread alone.
 
     Args:
         before: module -> called with its arguments; may return new ones, `(args, kwargs)`.
-        after: module -> called with the arguments it was run on and what it returned.
+        after: module -> called with the arguments it was run on and what it returned; may return
+            something else instead.
     """
     me = threading.get_ident()
     with ExitStack() as stack:
@@ -104,9 +105,8 @@ def hooked(
             stack.callback(module.register_forward_pre_hook(early, with_kwargs=True).remove)
         for module, function in after:
 
-            def late(_: Any, arguments: Any, out: Any, call: Any = function) -> None:
-                if threading.get_ident() == me:
-                    call(arguments, out)
+            def late(_: Any, arguments: Any, out: Any, call: Any = function) -> Any:
+                return call(arguments, out) if threading.get_ident() == me else None
 
             stack.callback(module.register_forward_hook(late).remove)
         yield

@@ -22,9 +22,7 @@ Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
 from __future__ import annotations
 
 import contextvars
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +32,7 @@ from torch.nn import Module
 
 from conflictkit import _hf, anatomy
 from conflictkit.errors import InvalidParameterError
+from conflictkit.mechanics._runs import first, hooked, network, read
 
 if TYPE_CHECKING:
     from conflictkit.toolkit import Model
@@ -70,23 +69,24 @@ def logit_lens(model: Model | Module, ids: Sequence[int], tokens: Sequence[int])
         InvalidParameterError: nothing to read or to look for, or ids that the model does not have.
         UnsupportedError: the model's layers cannot be found.
     """
-    module: Any = model if isinstance(model, Module) else model.model
+    module = network(model)
     size = _hf.unwrapped(module).get_input_embeddings().weight.shape[0]
     prompt = _checked("ids", ids, size)
     wanted = _checked("tokens", tokens, size)
     layers = anatomy.find(module).layers
-    device = next(module.parameters()).device
     with torch.no_grad():
-        with _recording(layers) as streams:
-            _forward(module, torch.tensor([prompt], device=device))
+        streams = _recorded(module, layers, prompt)
         if len(streams) < len(layers):
             raise InvalidParameterError(f"{len(layers) - len(streams)} layers did not run")
         found = torch.stack([streams[n].to(streams[len(layers) - 1]) for n in range(len(layers))])
+
         # One token for each layer. The last layer's output is replaced, so it is not read, and in a
         # context of its own no attached edit meets these rows.
-        rows = torch.full((len(layers), 1), prompt[-1], device=device)
-        with _replacing(layers[-1], found[:, None]):
-            logits = contextvars.Context().run(_forward, module, rows)[:, -1]
+        def put(_: Any, out: Any) -> Any:
+            return (found[:, None], *out[1:]) if isinstance(out, tuple) else found[:, None]
+
+        with hooked(after=[(layers[-1], put)]):
+            logits = contextvars.Context().run(read, module, [prompt[-1:]] * len(layers))
     logprobs = logits.float().log_softmax(-1)
     places = torch.tensor(wanted, device=logprobs.device)
     mine = logprobs[:, places]
@@ -108,42 +108,13 @@ def _checked(what: str, ids: Sequence[int], size: int) -> list[int]:
     return found
 
 
-def _forward(module: Any, ids: Tensor) -> Tensor:
-    return module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+def _recorded(module: Any, layers: Sequence[Module], prompt: Sequence[int]) -> dict[int, Tensor]:
+    """Layer -> `[width]`, the stream behind it at the last position."""
+    streams: dict[int, Tensor] = {}
 
+    def keep(number: int) -> Any:
+        return lambda _, out: streams.update({number: first(out)[0, -1]})
 
-@contextmanager
-def _recording(layers: Sequence[Module]) -> Iterator[dict[int, Tensor]]:
-    """Layer -> `[width]`, the stream behind it at the last position of what this thread runs."""
-    mine, streams = threading.get_ident(), {}
-
-    def hook(number: int) -> Any:
-        def keep(_module: Module, _inputs: Any, output: Any) -> None:
-            if threading.get_ident() == mine:
-                streams[number] = (output[0] if isinstance(output, tuple) else output)[0, -1]
-
-        return keep
-
-    handles = [layer.register_forward_hook(hook(number)) for number, layer in enumerate(layers)]
-    try:
-        yield streams
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _replacing(layer: Module, values: Tensor) -> Iterator[None]:
-    """Let `layer` put out `values` in what this thread runs."""
-    mine = threading.get_ident()
-
-    def put(_module: Module, _inputs: Any, output: Any) -> Any:
-        if threading.get_ident() != mine:
-            return None
-        return (values, *output[1:]) if isinstance(output, tuple) else values
-
-    handle = layer.register_forward_hook(put)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with hooked(after=[(layer, keep(number)) for number, layer in enumerate(layers)]):
+        read(module, [prompt])
+    return streams

@@ -145,14 +145,9 @@ def attention_of(model: Model | Module, ids: Sequence[int], layer: int, head: in
     """
     hf = network(model)
     body = anatomy.find(hf)
-    if (layer, head) not in body.names():
-        raise InvalidParameterError(
-            f"the model has no head ({layer}, {head}): it has {len(body.layers)} layers of "
-            f"{body.heads} heads"
-        )
+    body.output_of(layer, head)
     found: list[Tensor] = []
-    module = body.attentions[layer]
-    assert module is not None  # names() lists no layer without heads
+    module: Any = body.attentions[layer]
     keep = lambda _, out: found.append(probabilities(hf, layer, out)[0, head].float().cpu())  # noqa: E731
     with torch.no_grad(), eager(hf, body), hooked(after=[(module, keep)]):
         read(hf, [ids])

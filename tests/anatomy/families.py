@@ -9,24 +9,17 @@ from typing import Any
 import torch
 import transformers as hf
 
+from tests.contract import zoo
+
 VOCAB = 64
-_SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "initializer_range": 0.3, "max_position_embeddings": 128,
-    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
-}  # fmt: skip
-_GROUPED: dict[str, Any] = _SMALL | {"num_key_value_heads": 2}
+_SMALL: dict[str, Any] = zoo.SMALL | {"vocab_size": VOCAB}
+_GROUPED: dict[str, Any] = zoo.GROUPED | {"vocab_size": VOCAB}
 _EXPERTS: dict[str, Any] = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
     "head_dim": 16,
 }
-
-
-def _opt() -> Any:
-    small = {k: v for k, v in _SMALL.items() if k not in ("intermediate_size", "initializer_range")}
-    return hf.OPTConfig(**small, ffn_dim=48, init_std=0.3, word_embed_proj_dim=32)
 
 
 def _falcon(**kind: Any) -> Any:
@@ -47,12 +40,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **_GROUPED, head_dim=16, query_pre_attn_scalar=16,
         layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=False,
     ),
-    "gpt2": lambda: hf.GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3,
-        bos_token_id=0, eos_token_id=1,
-    ),
+    "gpt2": lambda: zoo.gpt2(VOCAB),
     "gpt-neox": lambda: hf.GPTNeoXConfig(**_SMALL),
-    "opt": _opt,
+    "opt": lambda: zoo.opt(VOCAB),
     "phi3": lambda: hf.Phi3Config(**_GROUPED),
     "olmo2": lambda: hf.Olmo2Config(**_GROUPED),
     "falcon-7b": lambda: _falcon(multi_query=True, parallel_attn=True),

@@ -12,7 +12,7 @@ import transformers
 VOCAB = 300
 """More than the tokenizer's 261: the last rows of the embedding belong to no token."""
 
-_SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -24,36 +24,37 @@ _SMALL: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-_GROUPED: dict[str, Any] = _SMALL | {"num_key_value_heads": 2}
+GROUPED: dict[str, Any] = SMALL | {"num_key_value_heads": 2}
 
 
 def _mixture() -> Any:
-    return transformers.MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2)
+    return transformers.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2)
 
 
-def _gpt2() -> Any:
+def gpt2(vocab: int = VOCAB) -> Any:
     return transformers.GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3,
+        vocab_size=vocab, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3,
         bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
 
 
-def _opt() -> Any:
-    small = {k: v for k, v in _SMALL.items() if k not in ("intermediate_size", "initializer_range")}
+def opt(vocab: int = VOCAB) -> Any:
+    small = {k: v for k, v in SMALL.items() if k not in ("intermediate_size", "initializer_range")}
+    small["vocab_size"] = vocab
     return transformers.OPTConfig(**small, ffn_dim=48, init_std=0.3, word_embed_proj_dim=32)
 
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     # Grouped queries, rotary positions.
-    "llama": lambda: transformers.LlamaConfig(**_GROUPED),
+    "llama": lambda: transformers.LlamaConfig(**GROUPED),
     # Norms on queries and keys; heads wider than hidden size / heads.
-    "qwen3": lambda: transformers.Qwen3Config(**_GROUPED, head_dim=16),
+    "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=16),
     # Soft-capped scores and logits, every second layer with a sliding window.
     "gemma2": lambda: transformers.Gemma2Config(
-        **_GROUPED, head_dim=16, sliding_window=8, query_pre_attn_scalar=16
+        **GROUPED, head_dim=16, sliding_window=8, query_pre_attn_scalar=16
     ),
     "gemma3": lambda: transformers.Gemma3TextConfig(
-        **_GROUPED,
+        **GROUPED,
         head_dim=16,
         sliding_window=8,
         query_pre_attn_scalar=16,
@@ -62,10 +63,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         tie_word_embeddings=False,  # tied and untrained it repeats its last token for ever
     ),  # fmt: skip
     # Learned positions: a wrong position changes every logit.
-    "gpt2": _gpt2,
-    "opt": _opt,
+    "gpt2": gpt2,
+    "opt": opt,
     # Attention and MLP side by side, fused projections.
-    "gpt-neox": lambda: transformers.GPTNeoXConfig(**_SMALL),
+    "gpt-neox": lambda: transformers.GPTNeoXConfig(**SMALL),
     # Experts.
     "mixtral": _mixture,
 }

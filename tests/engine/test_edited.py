@@ -20,6 +20,7 @@ from conflictkit.sampling import Decoding
 from conflictkit.stepping import Stepper
 from tests.anatomy.families import VOCAB, model
 from tests.engine import reference
+from tests.interventions.attention_by_definition import by_definition
 
 FAMILIES = ("llama", "gpt2", "mistral", "gemma2", "gpt-neox", "falcon-7b")
 SIZES = [(9, 4), (3, 7), (14, 2)]
@@ -171,29 +172,16 @@ def test_decore_contrasts_with_uniform_heads_from_the_last_prompt_token_on(name:
     assert answers(hf, Controller(methods.parse(spec)), rows, use_cache=False)[0] == expected
 
 
-@contextmanager
-def uniform(hf: Any, heads: set[tuple[int, int]], start: int) -> Iterator[None]:
+def uniform(hf: Any, heads: set[tuple[int, int]], start: int) -> Any:
     """Chosen heads attend evenly from query `start` on, computed at the explicit head axis."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
 
-    from tests.anatomy.test_anatomy import eager
-
-    def evened(module: Any, query: Tensor, *rest: Any, **named: Any) -> Any:
+    def evened(layer: int, query: Tensor) -> Tensor:
         query = query.clone()
-        for layer, head in heads:
-            if module.layer_idx == layer:
-                query[:, head, start:] = 0
-        return eager(module, query, *rest, **named)
+        for _, head in (one for one in heads if one[0] == layer):
+            query[:, head, start:] = 0
+        return query
 
-    before = hf.config._attn_implementation
-    AttentionInterface.register("evened", evened)
-    AttentionMaskInterface.register("evened", eager_mask)
-    hf.set_attn_implementation("evened")
-    try:
-        yield
-    finally:
-        hf.set_attn_implementation(before)
+    return by_definition(hf, query=evened)
 
 
 def test_a_gate_chooses_between_the_edited_and_the_plain_stream() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from conflictkit import interventions
 from conflictkit.errors import ConflictKitError, InvalidParameterError, RankingError
+from conflictkit.files import JsonFile
 from conflictkit.interventions import _headfile
 from conflictkit.interventions.ranking import HeadRanking
 
@@ -212,7 +213,7 @@ def test_nothing_but_our_own_errors_escapes_from_damaged_files(
     draw = random.Random(0)
     data = bytearray()
     # Not written: 5,000 files are a matter of the disk.
-    monkeypatch.setattr(_headfile, "contents", lambda path: bytes(data))
+    monkeypatch.setattr(JsonFile, "contents", lambda *_: bytes(data))
     read = 0
     for _ in range(5000):
         data = bytearray(good)

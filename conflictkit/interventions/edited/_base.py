@@ -57,8 +57,8 @@ class EditRule(Rule):
 
     @property
     def is_settled(self) -> bool:
-        """Whether it knows its heads."""
-        return all(getattr(self, name) for name in self.lists)
+        """Whether it knows its heads, those of one list at least."""
+        return any(getattr(self, name) for name in self.lists)
 
     def settled(self, ranking: HeadRanking) -> Self:
         """The same with heads from a ranking, where it has none yet.
@@ -137,7 +137,7 @@ class EditRule(Rule):
         Raises:
             InvalidParameterError: it does not; the message says how to find some.
         """
-        if self.is_settled or any(getattr(self, name) for name in self.lists):
+        if self.is_settled:
             return self
         raise InvalidParameterError(
             f"{self.name}: which heads? Rank them (conflictkit rank-heads --model MODEL --cases "

@@ -41,7 +41,7 @@ class AttentionSteering(EditRule):
     @property
     def is_settled(self) -> bool:
         """Whether it knows its heads, or needs none."""
-        return self.k == 0 or bool(self.heads)
+        return self.k == 0 or super().is_settled
 
     def choose(self, ranking: HeadRanking) -> Mapping[str, Sequence[Head]]:
         """The `k` heads that look most at the context."""

@@ -44,11 +44,6 @@ class JuiceSingle(EditRule):
     enlarge_heads: str = heads_param("heads to enlarge")
     suppress_heads: str = heads_param("heads to suppress")
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether it knows the heads of one list at least."""
-        return bool(self.enlarge_heads or self.suppress_heads)
-
     def choose(self, ranking: HeadRanking) -> Mapping[str, Sequence[Head]]:
         """The first `k` heads of both lists."""
         return {
