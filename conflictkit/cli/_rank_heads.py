@@ -36,7 +36,7 @@ def rank_heads(
         str,
         typer.Option(
             metavar="NAME",
-            help="attribution, attention-mass, activation-patching, path-patching, "
+            help="attribution, attention-mass, focus, activation-patching, path-patching, "
             "path-patching-exact, juice or juice-gentle; with options as attribution?norm=ignored.",
         ),
     ] = "path-patching",

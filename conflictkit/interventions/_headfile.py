@@ -19,6 +19,9 @@ KINDS = ("context", "memory")
 Table = tuple[tuple[float, ...], ...]
 """`[layers, heads]` scores."""
 
+Directions = tuple[tuple[tuple[float, ...], ...], ...]
+"""`[layers, heads, head_dim]` vectors."""
+
 FILE = JsonFile("ranking", RankingError, largest=32 * 1024 * 1024, most_parts=1_000_000)
 """128 layers of 128 heads need 2 million bytes."""
 _LONGEST = 10_000
@@ -70,6 +73,17 @@ def _finite(what: str, value: Any) -> float:
     return number
 
 
+def directions(data: Any, layers: int, heads: int) -> Directions:
+    """`[layers, heads, head_dim]` finite numbers."""
+    data = data.tolist() if isinstance(data, Tensor) else data
+    if not isinstance(data, list | tuple) or len(data) != layers:
+        raise RankingError("directions must hold a table for each layer")
+    found = tuple(_table(f"directions of layer {layer}", one) for layer, one in enumerate(data))
+    if any(len(one) != heads or len(one[0]) != len(found[0][0]) for one in found):
+        raise RankingError("directions must hold a vector of the same length for each head")
+    return found
+
+
 def heads(what: str, listed: Any, layers: int, heads: int) -> tuple[Head, ...]:
     """A list of heads that such a model has, none twice."""
     if not isinstance(listed, list | tuple):
@@ -119,7 +133,7 @@ def text(data: Mapping[str, Any]) -> str:
     lines = []
     for name, value in data.items():
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        if name in ("scores", "errors"):
+        if name in ("scores", "errors", "directions"):
             text = text.replace("[[", "[\n    [").replace("], [", "],\n    [")
         lines.append(f'  "{name}": {text}')
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -32,7 +32,7 @@ from conflictkit import __version__
 from conflictkit.errors import InvalidParameterError, RankingError
 from conflictkit.files import write_whole
 from conflictkit.interventions import _headfile as strict
-from conflictkit.interventions._headfile import KINDS, Table
+from conflictkit.interventions._headfile import KINDS, Directions, Table
 from conflictkit.interventions.heads import Head
 
 __all__ = ["FORMAT", "KINDS", "LISTS", "VERSION", "HeadRanking", "Table"]
@@ -55,6 +55,7 @@ class HeadRanking:
             analysis that tells only one of them has only that one.
         errors: the same shapes: standard errors of the means over cases; empty: unknown.
         enlarge, suppress: JuICE's lists, best first; None: another analysis.
+        directions: `[layers, heads, head_dim]` focus directions; None: another analysis.
         dropped: why cases were left out -> how many.
         seed: of whatever was drawn.
         version: of the conflictkit that made it.
@@ -72,13 +73,14 @@ class HeadRanking:
     errors: Mapping[str, Table | Sequence[Sequence[float]]] = field(default_factory=dict)
     enlarge: tuple[Head, ...] | None = None
     suppress: tuple[Head, ...] | None = None
+    directions: Directions | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     version: str = __version__
 
     FIELDS: ClassVar[tuple[str, ...]] = (
         "format", "version", "conflictkit", "by", "model", "layers", "heads", "cases", "seed",
-        "scores", "errors", "enlarge", "suppress",
+        "scores", "errors", "enlarge", "suppress", "directions",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -101,6 +103,10 @@ class HeadRanking:
             listed = getattr(self, name)
             if listed is not None:
                 object.__setattr__(self, name, strict.heads(name, listed, self.layers, self.heads))
+
+        if self.directions is not None:
+            checked = strict.directions(self.directions, self.layers, self.heads)
+            object.__setattr__(self, "directions", checked)
 
     def _set_tables(self) -> None:
         strict.fields("scores", self.scores)
@@ -167,6 +173,18 @@ class HeadRanking:
         ]
         return tuple(head for _, head in sorted(found, key=lambda one: (-one[0], one[1]))[:k])
 
+    def direction(self, head: Head) -> tuple[float, ...]:
+        """`[head_dim]` focus direction of a head that the ranking has.
+
+        Raises:
+            RankingError: this ranking has no directions.
+        """
+        if self.directions is None:
+            raise RankingError(
+                f"this ranking, by {self.by}, has no directions: make one with --by focus"
+            )
+        return self.directions[head[0]][head[1]]
+
     def _kind(self, kind: str) -> Any:
         if kind not in self.scores:
             there = ", ".join([*self.scores, *(one for one in LISTS if getattr(self, one))])
@@ -207,6 +225,9 @@ class HeadRanking:
             "errors": {kind: [list(row) for row in rows] for kind, rows in self.errors.items()},
             "enlarge": None if self.enlarge is None else [list(head) for head in self.enlarge],
             "suppress": None if self.suppress is None else [list(head) for head in self.suppress],
+            "directions": None
+            if self.directions is None
+            else [[list(one) for one in row] for row in self.directions],
         }
 
     @classmethod
@@ -242,6 +263,7 @@ class HeadRanking:
             errors=data["errors"],
             enlarge=data["enlarge"],
             suppress=data["suppress"],
+            directions=data["directions"],
             dropped=cases["dropped"],
             seed=data["seed"],
             version=data["conflictkit"],

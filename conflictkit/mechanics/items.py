@@ -47,6 +47,7 @@ class Item:
         no_memory: as many ids, about another subject; None: there is no such prompt.
         no_context: as many ids, the context giving a third answer; None: there is no such prompt.
         case_id, relation: of the case.
+        answer: the context's answer behind the prompt, whole.
     """
 
     ids: tuple[int, ...]
@@ -57,6 +58,7 @@ class Item:
     no_context: tuple[int, ...] | None = None
     case_id: str = ""
     relation: str = ""
+    answer: tuple[int, ...] = ()
 
 
 def build(
@@ -107,10 +109,8 @@ def _item(
     asked = _Asked(model, case, wording)
     try:
         prompt = asked.prompt(case.question, case.contexts)
-        first = {
-            name: asked.first(given[0])
-            for name, given in (("m", case.memory_answers), ("c", case.context_answers))
-        }
+        answer = asked.answer(case.context_answers[0])
+        first = {"m": asked.first(case.memory_answers[0]), "c": answer[0]}
     except (BoundaryError, ContextTooLongError, EmptyInputError):
         return NOT_ASKED
     if first["m"] == first["c"]:
@@ -124,7 +124,7 @@ def _item(
         return NO_ANSWER
     return Item(
         prompt.ids, first["c"], first["m"], prompt.context, no_memory, no_context, case.id,
-        case.relation,
+        case.relation, answer,
     )  # fmt: skip
 
 
@@ -147,10 +147,14 @@ class _Asked:
     def prompt(self, question: str, contexts: Sequence[str]) -> Prompt:
         return self.model.prompts(question, list(contexts), **self.wording)["context"]
 
-    def first(self, answer: str) -> int:
-        """First token of an answer behind the prompt."""
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Tokens of an answer behind the prompt."""
         form = {name: self.wording.get(name) for name in ("chat", "template")}
-        return answer_ids(self.model.tokenizer, self.case.question, answer, **form)[0]
+        return answer_ids(self.model.tokenizer, self.case.question, text, **form)
+
+    def first(self, answer: str) -> int:
+        """First of them."""
+        return self.answer(answer)[0]
 
     def corrupted(self, prompt: Prompt, texts: Iterator[_Texts]) -> tuple[int, ...] | None:
         """The first of the texts that reads like the prompt, token for token in length."""

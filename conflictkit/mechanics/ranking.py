@@ -37,7 +37,7 @@ from conflictkit.errors import (
 )
 from conflictkit.evaluation.cases import cases_hash
 from conflictkit.interventions.ranking import HeadRanking
-from conflictkit.mechanics import attention, attribution, items, juice, patching
+from conflictkit.mechanics import attention, attribution, focus, items, juice, patching
 from conflictkit.mechanics.kept import Kept, Tables, rounded
 from conflictkit.types import Case
 
@@ -60,12 +60,14 @@ class Analysis:
         choices: option of `score` -> the values that it may have, the default first.
         derive: name -> `[items, layers, heads]` to the scores (`context`, `memory`) of the same
             shape, and JuICE's lists; None: they are the scores.
+        train: model, items, `seed=` and `progress=` to directions, once all items are scored.
     """
 
     build: Callable[[Model, Sequence[Case]], tuple[Sequence[Any], Mapping[str, int]]]
     score: Callable[..., Tables]
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     derive: Callable[[Tables], tuple[Tables, juice.Lists]] | None = None
+    train: Callable[..., Tensor] | None = None
 
 
 def _with_corrupted(model: Model, cases: Sequence[Case]) -> tuple[list[Item], dict[str, int]]:
@@ -79,6 +81,10 @@ def _attribution(model: Model, item: Item, norm: Any) -> Tables:
 
 def _attention_mass(model: Model, item: Item) -> Tables:
     return {"context": attention.attention_mass(model, [item])[0]}
+
+
+def _focus(model: Model, item: Item) -> Tables:
+    return {"context": attention.attention_mass(model, [item], answers=[item.answer])[0]}
 
 
 def _activation_patching(model: Model, item: Item) -> Tables:
@@ -118,6 +124,7 @@ _GENTLE = partial(_juice, ups=juice.GENTLE_UP, downs=juice.GENTLE_DOWN)
 ANALYSES: dict[str, Analysis] = {
     "attribution": Analysis(items.build, _attribution, {"norm": ("frozen", "ignored")}),
     "attention-mass": Analysis(items.build, _attention_mass),
+    "focus": Analysis(items.build, _focus, train=focus.focus_directions),
     "activation-patching": Analysis(_with_corrupted, _activation_patching),
     "path-patching": Analysis(_with_corrupted, _path_patching, _MEASURE),
     "path-patching-exact": Analysis(_with_corrupted, _EXACT, _MEASURE),
@@ -179,8 +186,8 @@ def rank(
             path = unfinished(out)
             kept = stack.enter_context(Kept(path, settings, ids, overwrite=overwrite))
             done = kept.done
-        if progress is not None:
-            progress(len(done), len(found))
+        told = _Told(progress, len(found), analysis.train is not None)
+        told(len(done))
         for number, item in enumerate(found):
             if number in done:
                 continue
@@ -189,10 +196,14 @@ def rank(
                 kept.add(number, tables)
             else:
                 done[number] = rounded(tables)
-            if progress is not None:
-                progress(len(done), len(found))
+            told(len(done))
         tables = [done[number] for number in range(len(found))]
         stacked = {one: torch.stack([table[one] for table in tables]) for one in tables[0]}
+        directions: tuple[Any, ...] | None = None
+        if analysis.train is not None:
+            trained = analysis.train(model, found, seed=seed, progress=told.training)
+            layers = {str(layer): table for layer, table in enumerate(trained)}
+            directions = tuple(_shortened(layers).values())
         ranking = HeadRanking(
             by=name,
             model=model.name,
@@ -201,12 +212,28 @@ def rank(
             cases_hash=digest,
             dropped=dropped,
             seed=seed,
+            directions=directions,
             **_means(analysis, stacked),
         )
         if out is not None and kept is not None:
             ranking.write(out)
             kept.discard()
     return ranking
+
+
+class _Told:
+    """Progress over the items, and over what is trained on them when all are scored."""
+
+    def __init__(self, progress: Progress | None, items: int, trains: bool) -> None:
+        self._progress, self._items = progress, items
+        self._total = items * (1 + focus.EPOCHS if trains else 1)
+
+    def __call__(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, self._total)
+
+    def training(self, done: int, _: int) -> None:
+        self(self._items + done)
 
 
 def check_request(

@@ -23,6 +23,7 @@ from conflictkit.interventions.edited import (
     PH3,
     AttentionSteering,
     DeCoRe,
+    Focus,
     HeadScaling,
     Juice,
     JuiceSingle,
@@ -143,6 +144,16 @@ _METHODS = _table(
             "Zhang et al.",
             2023,
             "2311.02262",
+        ),
+    ),
+    (
+        Focus,
+        "turn heads towards the context by directions trained for it",
+        Paper(
+            "Focus Directions Make Your Language Models Pay More Attention to Relevant Contexts",
+            "Zhu et al.",
+            2025,
+            "2503.23306",
         ),
     ),
 )

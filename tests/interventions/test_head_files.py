@@ -59,6 +59,7 @@ def test_a_file_gives_back_exactly_what_was_written(tmp_path: Path) -> None:
     for made in (
         ranking(),
         ranking(enlarge=((1, 2), (0, 0)), suppress=()),
+        ranking(directions=[[[0.5, -1e-9], [0.0, 3.0], [1 / 3, 2.0]], [[1.0, 1.0]] * 3]),
         ranking(scores={"context": [[1 / 3, 1e-300, 0.1]]}, errors={}, dropped={}),
     ):
         made.write(tmp_path / "heads.json")
@@ -133,6 +134,12 @@ def test_other_weights_are_refused() -> None:
         ({"enlarge": [[0, -1]]}, "a head is \\[layer, head\\]"),
         ({"suppress": [[0, 1], [0, 1]]}, "names a head twice"),
         ({"suppress": {"a": 1}}, "suppress must be a list"),
+        ({"directions": ...}, "lacks the field 'directions'"),
+        ({"directions": [[[1.0]] * 3]}, "a table for each layer"),
+        ({"directions": [[[1.0]] * 3, [[1.0]] * 2]}, "a vector of the same length for each head"),
+        ({"directions": [[[1.0]] * 3, [[1.0, 2.0]] * 3]}, "a vector of the same length"),
+        ({"directions": [[[1.0]] * 3, [["x"]] * 3]}, "directions of layer 1 holds 'x'"),
+        ({"directions": [[[1.0]] * 3, [[10**400]] * 3]}, "not finite"),
     ],
 )
 def test_a_bad_field_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -26,13 +26,14 @@ PAPERS = {
     "juice-single": ("Li et al.", 2025, "2503.10996"),
     "decore": ("Gema et al.", 2024, "2410.18860"),
     "attention-steering": ("Zhang et al.", 2023, "2311.02262"),
+    "focus": ("Zhu et al.", 2025, "2503.23306"),
 }
-EDITS = ("head-scale", "ph3", "juice", "juice-single", "decore", "attention-steering")
+EDITS = ("head-scale", "ph3", "juice", "juice-single", "decore", "attention-steering", "focus")
 UNPUBLISHED = {"plain", "memory", "interpolate", "auto"}
 FORWARDS: dict[str, int] = dict.fromkeys(
     ("plain", "memory", "head-scale", "ph3", "juice-single"), 1
 )
-FORWARDS["attention-steering"] = 1
+FORWARDS["attention-steering"] = FORWARDS["focus"] = 1
 
 
 def test_names() -> None:

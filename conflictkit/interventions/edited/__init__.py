@@ -11,6 +11,7 @@ from __future__ import annotations
 from conflictkit.interventions.edited._base import EditRule, Prompts
 from conflictkit.interventions.edited.attention_steering import AttentionSteering
 from conflictkit.interventions.edited.decore import DeCoRe
+from conflictkit.interventions.edited.focus import Focus
 from conflictkit.interventions.edited.head_scale import HeadScaling
 from conflictkit.interventions.edited.juice import Juice, JuiceSingle
 from conflictkit.interventions.edited.ph3 import PH3
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionSteering",
     "DeCoRe",
     "EditRule",
+    "Focus",
     "HeadScaling",
     "Juice",
     "JuiceSingle",

@@ -49,6 +49,8 @@ class EditRule(Rule):
     """Other analyses that tell the same."""
     lists: ClassVar[tuple[str, ...]] = ("heads",)
     """Names of the parameters that hold heads."""
+    by_name: ClassVar[bool] = True
+    """Whether the names of its heads are all that it needs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +75,7 @@ class EditRule(Rule):
                 f"{self.name} takes its heads from a ranking by {self.ranked_by}, this one is by "
                 f"{ranking.by}: conflictkit rank-heads --by {self.ranked_by}"
             )
-        found = {name: text_of(heads) for name, heads in self.choose(ranking).items()}
+        found = self.told_by(ranking)
         empty = [name for name, text in found.items() if not text]
         if len(empty) == len(found):
             raise InvalidParameterError(
@@ -89,6 +91,10 @@ class EditRule(Rule):
     def choose(self, ranking: HeadRanking) -> Mapping[str, Sequence[Head]]:
         """Parameter -> the heads that a ranking of the right kind gives."""
         raise NotImplementedError
+
+    def told_by(self, ranking: HeadRanking) -> Mapping[str, str]:
+        """Parameter -> its text, from a ranking of the right kind."""
+        return {name: text_of(heads) for name, heads in self.choose(ranking).items()}
 
     def edits(self, prompts: Prompts, strength: float = 1.0) -> Mapping[str, Sequence[Edit]]:
         """Stream -> what is changed in it.
@@ -139,10 +145,11 @@ class EditRule(Rule):
         """
         if self.is_settled:
             return self
+        named = f", or name them: {self.lists[0]}=LAYER.HEAD+LAYER.HEAD" if self.by_name else ""
         raise InvalidParameterError(
             f"{self.name}: which heads? Rank them (conflictkit rank-heads --model MODEL --cases "
-            f"FILE --by {self.ranked_by} --out heads.json) and pass the file (--heads heads.json), "
-            f"or name them: {self.lists[0]}=LAYER.HEAD+LAYER.HEAD"
+            f"FILE --by {self.ranked_by} --out heads.json) and pass the file (--heads heads.json)"
+            f"{named}"
         )
 
 
