@@ -143,6 +143,7 @@ def test_a_block_is_left_in_every_way(hf: Any, kind: int, way: str) -> None:
 def test_a_head_index_acts_on_that_head_alone(hf: Any, kind: int) -> None:
     """Seen at the input of the output projection of its layer."""
     body = anatomy.find(hf)
+    output: Any = body.outputs[1]
     tap = HeadTap()
     for head in range(body.heads):
         with tap.attach(hf):
@@ -150,7 +151,7 @@ def test_a_head_index_acts_on_that_head_alone(hf: Any, kind: int) -> None:
             plain = {one: values.clone() for one, values in tap.values.items()}
             with edits((1, head))[kind].attach(hf, prompt_lengths=[9, 9]):
                 read(hf, tokens())
-        changed = tap.values[body.outputs[1]] != plain[body.outputs[1]]
+        changed = tap.values[output] != plain[output]
         inside = torch.zeros(changed.shape[-1], dtype=torch.bool)
         inside[body.slice_of(head)] = True
         if kind == 0:  # scaled behind the tap
