@@ -190,7 +190,7 @@ def _juice(seeds: Mapping[str, Figures]) -> Iterator[str]:
     for form in ("substitution", "coherent"):
         for side in SIDES:
             told = each(seeds, lambda one, f=form, s=side: _form(one, f, s))
-            yield f"- Prompts of its {form} form, answers from {side}, as the papers choose: {told}."
+            yield f"- Prompts of its {form} form, {side}, as the papers choose: {told}."
     yield ""
 
 
@@ -256,7 +256,8 @@ def _roles(seeds: Mapping[str, Figures]) -> Iterator[str]:
             seeds,
             lambda one, n=name: (
                 f"{one['roles'][n]['mean']:.2f} ({one['roles'][n]['low']:.2f} to "
-                f"{one['roles'][n]['high']:.2f}; halves of one relation {one['roles'][n]['halves']:.2f})"
+                f"{one['roles'][n]['high']:.2f}; halves of one relation "
+                f"{one['roles'][n]['halves']:.2f})"
             ),
         )
         yield f"- Rank correlation of {name} scores between relations: {told}."
