@@ -66,6 +66,10 @@ class RankingError(ConflictKitError, ValueError):
     """A ranking of heads that cannot be read, written, or used with this model."""
 
 
+class ProbeError(ConflictKitError, ValueError):
+    """A probe that cannot be read, written, or used with this model."""
+
+
 class RowError(ConflictKitError, ValueError):
     """A row of an input file that cannot be used; the message names file, line and field."""
 
