@@ -163,7 +163,7 @@ def detect(
     for name, levels in _collect(seen, subjects).items():
         sign = detectors.get(name).sign
         measured = {
-            level: _measure(scored, sign, weights)
+            level: measure(scored, sign, weights)
             for level, scored in levels.items()
             if scored.conflict.any() and not scored.conflict.all()
         }
@@ -206,7 +206,14 @@ def _arrays(rows: Sequence[tuple[float, bool, int]]) -> Scored:
     return Scored(np.array(scores, float), np.array(conflict, bool), np.array(subjects, np.int64))
 
 
-def _measure(scored: Scored, sign: str, weights: Array) -> dict[str, Any]:
+def measure(scored: Scored, sign: str, weights: Array) -> dict[str, Any]:
+    """What `detect` says of one detector at one level.
+
+    Args:
+        scored: its scores, of both sides.
+        sign: the side on which conflict lies, for the calibration table.
+        weights: `[resamples, subjects]` of `intervals.draw_subjects`.
+    """
     even = np.ones((1, weights.shape[1]))
     values = np.concatenate(ranked(scored, even))
     counts = [len(np.unique(scored.subjects[side])) for side in (scored.conflict, ~scored.conflict)]

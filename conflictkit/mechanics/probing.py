@@ -1,0 +1,292 @@
+"""Probes of every layer: where a conflict shows before a word is written (Zhao et al. 2024).
+
+>>> import conflictkit as ck
+>>> from conflictkit.mechanics.probing import fit_probes
+>>> model = ck.load("atlas")
+>>> cases = [c for s in ("correction", "agreement") for c in ck.atlas.cases("train", s)[:60]]
+>>> probed = fit_probes(model, cases, layers=[3, 5], strengths=(10.0,))
+>>> [(score.kind, score.layer) for score in probed.scores]
+[('residual', 3), ('residual', 5)]
+>>> probed.probe.layer in (3, 5)
+True
+
+Subjects are split: a probe learns from some, and layer and penalty are chosen on others. Measure
+what comes out on cases that it was never shown (`measure`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conflictkit.calibration import CONFLICTING, QUIET
+from conflictkit.detectors.probe import TARGETS, LayerProbe, fit
+from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
+from conflictkit.evaluation.metrics import detection, intervals, judge
+from conflictkit.evaluation.runner import evaluate
+from conflictkit.mechanics.capture import capture
+from conflictkit.scoring.run import Progress
+from conflictkit.types import Case
+
+if TYPE_CHECKING:
+    from conflictkit.toolkit import Model
+
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+HELD = 0.25
+"""Share of the subjects on which layer and penalty are chosen."""
+FEWEST = 8
+"""Cases of either kind that learning, and choosing, need."""
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """How well a probe tells two kinds of cases apart, with 95 % intervals by subject.
+
+    Attributes:
+        kind, layer: what it reads.
+        strength: of the penalty; None: as measured elsewhere.
+        auroc, auprc, accuracy: 0 to 1; accuracy at a probability of 0.5.
+        auroc_low, auroc_high, auprc_low, auprc_high, accuracy_low, accuracy_high: their intervals;
+            None where there is none.
+        positives, negatives: cases.
+        note: what an interval lacks.
+    """
+
+    kind: str
+    layer: int
+    strength: float | None
+    auroc: float
+    auroc_low: float | None
+    auroc_high: float | None
+    auprc: float
+    auprc_low: float | None
+    auprc_high: float | None
+    accuracy: float
+    accuracy_low: float | None
+    accuracy_high: float | None
+    positives: int
+    negatives: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Probes of several layers.
+
+    Attributes:
+        target: what they tell.
+        scores: of every kind and layer at its best strength, on the subjects held out.
+        probe: the best of them.
+        dropped: why cases were left out -> how many.
+    """
+
+    target: str
+    scores: tuple[LayerScore, ...]
+    probe: LayerProbe
+    dropped: Mapping[str, int]
+
+
+def fit_probes(
+    model: Model,
+    cases: Sequence[Case],
+    *,
+    target: str = "conflict",
+    kinds: Sequence[str] = ("residual",),
+    layers: Sequence[int] | None = None,
+    penalty: str = "l2",
+    strengths: Sequence[float] = STRENGTHS,
+    optimiser: str = "scikit-learn",
+    keep: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Probed:
+    """Fit a probe for every kind and layer, and take the best.
+
+    Args:
+        model: as `conflictkit.load` returns it.
+        cases: for `conflict` those in which context and memory disagree (correction, resistance)
+            and those in which they agree; for `source` those in which they disagree.
+        target: `conflict`, or `source`: whether the plain answer follows the context (answers that
+            give neither, or both, are left out).
+        kinds, layers: what to read; layers None: all.
+        penalty, strengths, optimiser: as in `conflictkit.detectors.probe.fit`; the strength is
+            chosen for each layer.
+        keep: folder for activations and answers: the same call then goes on where it was cut
+            short. None: nothing is kept.
+        seed: of the split, of the paper's optimiser and of the intervals.
+        progress: called while cases are read.
+        options: `chat`, `template`, `truncate`, `max_new_tokens`, as in `Model.ask`.
+
+    Raises:
+        UnknownNameError, InvalidParameterError: a target, kind, layer or penalty.
+        EmptyInputError: too few cases of a kind.
+        ConflictKitError: what capturing and answering raise.
+    """
+    if target not in TARGETS:
+        raise unknown_name("target of a probe", str(target), TARGETS)
+    if not strengths:
+        raise InvalidParameterError("name at least one strength")
+    with ExitStack() as stack:
+        folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory()))
+        chosen, labels, dropped = labelled(model, cases, target, folder, options, progress)
+        wording = {k: v for k, v in options.items() if k in ("chat", "template", "truncate")}
+        kept = capture(
+            model, chosen, folder / "activations", kinds=kinds, layers=layers, progress=progress,
+            **wording,
+        )  # fmt: skip
+        rows = kept.places()[0].tolist()
+        subjects = [chosen[row].subject or chosen[row].id for row in rows]
+        right = labels[rows]
+        held = _held(subjects, seed)
+        _check_sides(right, held)
+        scores: list[LayerScore] = []
+        best: LayerProbe | None = None
+        for kind in kept.kinds:
+            for layer in kept.layers:
+                values = kept.values(kind, layer)
+                mine = _layer(
+                    model, (target, kind, layer), values, (right, held, subjects),
+                    (penalty, strengths, optimiser, seed),
+                )  # fmt: skip
+                if best is None or mine[1].auroc > max(one.auroc for one in scores):
+                    best = mine[0]
+                scores.append(mine[1])
+    assert best is not None
+    return Probed(target, tuple(scores), best, dropped)
+
+
+def labelled(
+    model: Model,
+    cases: Sequence[Case],
+    target: str,
+    folder: Path,
+    options: Mapping[str, Any],
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[list[Case], Tensor, dict[str, int]]:
+    """The cases that a target can be learned from, `[cases]` bool labels, and what was left out."""
+    if target == "conflict":
+        chosen = [one for one in cases if one.state in (*CONFLICTING, *QUIET)]
+        labels = torch.tensor([one.state in CONFLICTING for one in chosen])
+        left = len(cases) - len(chosen)
+        return chosen, labels, {"neither conflict nor agreement": left} if left else {}
+    asked = [one for one in cases if one.state in CONFLICTING]
+    dropped = {"no conflict": len(cases) - len(asked)}
+    if not asked:
+        raise EmptyInputError("no case has a context that contradicts memory")
+    run = evaluate(model, asked, ["plain"], folder / "answers", progress=progress, **options)
+    said = {one.case: one.answer for one in run.results}
+    sources = [judge(one, said[one.id]).source if one.id in said else "none" for one in asked]
+    pairs = [
+        (one, source == "context")
+        for one, source in zip(asked, sources, strict=True)
+        if source in ("context", "memory")
+    ]
+    dropped["neither source, or both"] = len(asked) - len(pairs)
+    labels = torch.tensor([label for _, label in pairs], dtype=torch.bool)
+    return [one for one, _ in pairs], labels, {k: v for k, v in dropped.items() if v}
+
+
+def measure(
+    probe: LayerProbe, values: Tensor, labels: Tensor, subjects: Sequence[str], seed: int = 0
+) -> LayerScore:
+    """How well a probe does on activations that it was not fitted on.
+
+    Args:
+        probe: what is measured.
+        values: `[rows, width]`.
+        labels: `[rows]` bool, of both kinds.
+        subjects: of every row.
+        seed: of the resamples.
+    """
+    return _scored((probe.kind, probe.layer, None), probe(values), labels, subjects, seed)
+
+
+def _layer(
+    model: Model,
+    what: tuple[str, str, int],
+    values: Tensor,
+    split: tuple[Tensor, Tensor, Sequence[str]],
+    how: tuple[str, Sequence[float], str, int],
+) -> tuple[LayerProbe, LayerScore]:
+    """A layer's probe at its best strength, and how it does on the subjects held out."""
+    (target, kind, layer), (labels, held, subjects) = what, split
+    penalty, strengths, optimiser, seed = how
+    theirs = [one for one, out in zip(subjects, held.tolist(), strict=True) if out]
+    found: list[tuple[float, float, Tensor, float]] = []
+    for strength in strengths:
+        weights, bias = fit(
+            values[~held], labels[~held], penalty=penalty, strength=strength,
+            optimiser=optimiser, seed=seed,
+        )  # fmt: skip
+        area = _auroc((values[held] @ weights + bias).numpy(), labels[held].numpy())
+        found.append((area, strength, weights, bias))
+    _, strength, weights, bias = max(found, key=lambda one: one[0])
+    probe = LayerProbe(target, kind, layer, weights, bias, model.name, model.fingerprint)
+    score = _scored((kind, layer, strength), probe(values[held]), labels[held], theirs, seed)
+    about = {
+        "penalty": penalty, "optimiser": optimiser, "seed": seed,
+        "rows": int((~held).sum()), "validation": asdict(score),
+    }  # fmt: skip
+    told = LayerProbe(target, kind, layer, weights, bias, model.name, model.fingerprint, about)
+    return told, score
+
+
+def _auroc(scores: Any, labels: Any) -> float:
+    subjects = np.zeros(len(scores), np.int64)
+    scored = detection.Scored(scores.astype(float), labels.astype(bool), subjects)
+    return float(detection.ranked(scored, np.ones((1, 1)))[0][0])
+
+
+def _scored(
+    what: tuple[str, int, float | None],
+    said: Tensor,
+    labels: Tensor,
+    subjects: Sequence[str],
+    seed: int,
+) -> LayerScore:
+    numbers: dict[str, int] = {}
+    whose = np.array([numbers.setdefault(one, len(numbers)) for one in subjects], np.int64)
+    weights = intervals.draw_subjects(len(numbers), _RESAMPLES, np.random.default_rng(seed))
+    right = labels.numpy().astype(bool)
+    told = detection.measure(detection.Scored(said.double().numpy(), right, whose), ">", weights)
+    hit = ((said >= 0.5) == labels).double().numpy()
+    sums = np.bincount(whose, hit, len(numbers)), np.bincount(whose, minlength=len(numbers))
+    shares = (weights @ sums[0]) / (weights @ sums[1])
+    low, high, _ = intervals.percentiles(shares[:, None], np.array([float(len(numbers))]))
+    names = ("auroc", "auroc_low", "auroc_high", "auprc", "auprc_low", "auprc_high")
+    kind, layer, strength = what
+    return LayerScore(
+        kind=kind, layer=layer, strength=strength, **{name: told[name] for name in names},
+        accuracy=float(hit.mean()), accuracy_low=float(low[0]), accuracy_high=float(high[0]),
+        positives=told["n_conflict"], negatives=told["n_agreement"], note=told["note"],
+    )  # fmt: skip
+
+
+def _held(subjects: Sequence[str], seed: int) -> Tensor:
+    """`[rows]` bool: whose subject is held out."""
+    every = sorted(set(subjects))
+    random.Random(seed).shuffle(every)
+    out = set(every[: max(1, round(HELD * len(every)))])
+    return torch.tensor([one in out for one in subjects])
+
+
+def _check_sides(labels: Tensor, held: Tensor) -> None:
+    for part, what in ((~held, "learn from"), (held, "choose on")):
+        sides = [int((labels[part] == side).sum()) for side in (True, False)]
+        if min(sides) < FEWEST:
+            raise EmptyInputError(
+                f"too few cases to {what}: {sides[0]} of one kind and {sides[1]} of the other, "
+                f"{FEWEST} are needed"
+            )
