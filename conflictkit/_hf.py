@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 _POSITIONED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
@@ -323,73 +321,3 @@ def register_pipeline(task: str, pipeline: type, model: type, default: str) -> N
     # By this mark `save_pretrained` would copy our source beside the model, and name it in the
     # config, so that the folder could no longer be loaded without running code from it.
     del pipeline._registered_impl
-
-
-Attend = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-"""`[batch, heads, new, head_dim]` queries, mask -> what the model's own attention returns: output
-`[batch, new, heads, head_dim]`, and probabilities `[batch, heads, new, keys]` or None."""
-
-OnAttention = Callable[[Module, Tensor, int, Tensor | None, bool, Attend], Any]
-"""Attention module, queries, how many keys, mask, whether without a mask the kernel hides what is
-to come, how to attend -> what `Attend` returns."""
-
-_OURS = "conflictkit-"
-
-
-def attention_name(module: Module) -> str | None:
-    """What computes an attention module's attention; None: itself, not through the interface."""
-    if _interface(type(module)) is None:
-        return None
-    name = str(getattr(module.config, "_attn_implementation", None)).removeprefix(_OURS)
-    own = name == "eager" and getattr(module, "reorder_and_upcast_attn", False)  # GPT-2
-    return f"{name} with reorder_and_upcast_attn" if own else name
-
-
-def lead_attention(config: Any, handler: OnAttention | None) -> None:
-    """Lead the attention of all modules that have `config` through `handler`; None: no longer.
-
-    They look up at every call what their config names, and so do the makers of masks. The masks
-    under our names are the original's, so who changes nothing leaves the logits bit for bit.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    name = config._attn_implementation.removeprefix(_OURS)
-    if handler is not None:
-        # A compiled graph would keep the edits that were at work when it was made.
-        led = torch.compiler.disable(partial(_led, name, handler))
-        AttentionInterface.register(_OURS + name, led)
-        AttentionMaskInterface.register(_OURS + name, AttentionMaskInterface()[name])
-    # The setter would also write to the configs of other parts.
-    config._attn_implementation_internal = name if handler is None else _OURS + name
-
-
-@cache
-def _interface(kind: type) -> tuple[Any, Any] | None:
-    """Where a class looks attention functions up, and what it uses as `eager`."""
-    forward = inspect.unwrap(kind.forward)
-    names = forward.__code__.co_names
-    eager = [name for name in names if name.endswith("eager_attention_forward")]
-    if "ALL_ATTENTION_FUNCTIONS" not in names or len(eager) != 1:
-        return None
-    return forward.__globals__["ALL_ATTENTION_FUNCTIONS"], forward.__globals__[eager[0]]
-
-
-def _led(
-    name: str,
-    handler: OnAttention,
-    module: Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **named: Any,
-) -> Any:
-    functions, eager = _interface(type(module)) or ({}, None)
-    original: Any = functions.get(name, eager)
-    given = named.get("is_causal")
-    causal = getattr(module, "is_causal", True) if given is None else given
-
-    def attend(query: Tensor, mask: Tensor | None) -> Any:
-        return original(module, query, key, value, mask, **named)
-
-    return handler(module, query, key.shape[-2], attention_mask, causal and name == "sdpa", attend)

@@ -28,9 +28,9 @@ class Layout:
 
     Attributes:
         layers: dotted path of the list of layers, from the model.
-        attention: name of the attention module in a layer.
-        output: name of the output projection in the attention module.
-        mlp: name, in a layer, of the module whose output is what the MLP adds.
+        attention: dotted path of the attention module, from a layer.
+        output: dotted path of the output projection, from the attention module.
+        mlp: dotted path, from a layer, of the module whose output is what the MLP adds.
         norm: dotted path of the final norm, from the model; "": there is none.
         heads: number of query heads.
     """
@@ -126,7 +126,8 @@ def find(model: Any) -> Anatomy:
     layers = tuple(_layers(model, config, layout))
     attentions = tuple(_attention(layer, layout) for layer in layers)
     if not any(attentions):
-        raise _unknown(model, "attention", f"none of {_children(layers[0])} in a layer is one")
+        why = f"none of {_children(layers[0])} in a layer is one"
+        raise _unknown(model, "attention", why, layers[0])
     outputs = tuple(_output(model, one, layout) if one is not None else None for one in attentions)
     heads = layout.heads or getattr(config, "num_attention_heads", None)
     first = next(one for one in outputs if one is not None)
@@ -175,18 +176,19 @@ def _layers(model: Any, config: Any, layout: Layout) -> ModuleList:
 
 def _attention(layer: Module, layout: Layout) -> Module | None:
     if layout.attention is not None:
-        return getattr(layer, layout.attention, None)
+        found = _at(layer, layout.attention)
+        return found if isinstance(found, Module) else None
     found = [one for one in layer.children() if "Attention" in type(one).__name__]
     return found[0] if found else None
 
 
 def _output(model: Any, attention: Module, layout: Layout) -> Module:
     names = _OUTPUTS if layout.output is None else (layout.output,)
-    children = dict(attention.named_children())
-    found = [children[name] for name in names if name in children]
+    found = [one for name in names if isinstance(one := _at(attention, name), Module)]
     # GPT-2's own `c_proj` is a Conv1D; both kinds, and wrappers of them, have a weight.
     if len(found) != 1 or _inner_width(found[0]) == 0:
-        raise _unknown(model, "output", f"none of {_children(attention)} in {_kind(attention)} is")
+        why = f"none of {_children(attention)} in {_kind(attention)} is"
+        raise _unknown(model, "output", why, attention)
     return found[0]
 
 
@@ -198,10 +200,9 @@ def _inner_width(projection: Module) -> int:
 
 
 def _mlp(model: Any, layer: Module, layout: Layout) -> Module:
-    name = layout.mlp or "mlp"
-    found = getattr(layer, name, None)
+    found = _at(layer, layout.mlp or "mlp")
     if not isinstance(found, Module):
-        raise _unknown(model, "mlp", f"none of {_children(layer)} in {_kind(layer)} is")
+        raise _unknown(model, "mlp", f"none of {_children(layer)} in {_kind(layer)} is", layer)
     return found
 
 
@@ -258,14 +259,36 @@ def _children(module: Module) -> str:
     return ", ".join(f"'{name}'" for name, _ in module.named_children()) or "nothing"
 
 
-def _unknown(model: Any, part: str, why: str) -> UnsupportedError:
+_LIKELY = {
+    "layers": ("layers", "blocks", "block", "h"),
+    "attention": ("attention", "attn", "mixer", "mamba"),
+    "output": (*_OUTPUTS, "out", "proj"),
+    "mlp": ("mlp", "ffn", "feed_forward", "moe", "fc2", "expert", "conv", "mixer"),
+    "norm": (*_NORMS, "norm"),
+}
+"""What such parts are called elsewhere: whose name has one of these in it is the first guess."""
+
+
+def _unknown(model: Any, part: str, why: str, within: Module | None = None) -> UnsupportedError:
     kind = model.config.get_text_config().model_type
-    example = {"layers": "model.layers", "attention": "self_attn", "output": "o_proj"}
-    example |= {"mlp": "mlp", "norm": "model.norm"}
+    if part == "heads":
+        value = "NUMBER"
+    else:
+        value = repr(_likely(part, model if within is None else within))
     names = [one.name for one in fields(Layout)]
-    value = "8" if part == "heads" else f"'{example[part]}'"
     return UnsupportedError(
         f"{type(model).__name__}: its {part} cannot be found ({why}). Say where: "
         f"conflictkit.anatomy.LAYOUTS['{kind}'] = conflictkit.anatomy.Layout({part}={value}) "
         f"(known: {', '.join(names)})"
     )
+
+
+def _likely(part: str, within: Module) -> str:
+    """The path of the module that such a part may be: something that is there can be typed."""
+    kinds = (ModuleList,) if part == "layers" else (Module,)
+    paths = [path for path, one in within.named_modules() if path and isinstance(one, kinds)]
+    for likely in _LIKELY[part]:
+        for path in sorted(paths, key=lambda path: path.count(".")):
+            if likely in path.rpartition(".")[2].lower():
+                return path
+    return paths[0] if paths else "PATH"

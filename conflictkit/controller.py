@@ -23,6 +23,7 @@ from torch import Tensor
 
 from conflictkit import detectors
 from conflictkit.errors import InvalidParameterError
+from conflictkit.files import shortened
 from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import MAX_WEIGHT, Parameter, Rule, check
 from conflictkit.types import Mix, State, Step
@@ -297,4 +298,4 @@ def _written(tokenizer: Any, text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else shortened(value)

@@ -42,6 +42,12 @@ def _umask() -> int:
     return mask
 
 
+def shortened(value: object, most: int = 160) -> str:
+    """A value as people are shown it: of long data the beginning, and how long it is."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most // 4]}... ({len(text):,} characters)"
+
+
 @dataclass(frozen=True)
 class JsonFile:
     """How files of one kind are read: as JSON data that runs no code and fills no memory.
@@ -65,8 +71,9 @@ class JsonFile:
             # O_NONBLOCK a pipe would wait for a writer.
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
             with os.fdopen(handle, "rb") as file:
-                regular = stat.S_ISREG(os.fstat(handle).st_mode)
-                data = file.read(self.largest + 1) if regular else b""
+                about = os.fstat(handle)
+                regular = stat.S_ISREG(about.st_mode)
+                data = file.read(min(about.st_size, self.largest) + 1) if regular else b""
         except (OSError, ValueError) as error:
             raise self.error(f"cannot be read: {error}") from error
         if not regular:
@@ -75,10 +82,18 @@ class JsonFile:
             raise self.error(f"is larger than {self.largest} bytes: this is no {self.kind}")
         return data
 
+    def check(self, text: str) -> None:
+        """Refuse to write what would not be read again."""
+        if len(text.encode()) > self.largest or self._parts(text.encode()) > self.most_parts:
+            raise self.error(
+                f"this {self.kind} is too large: at most {self.largest:,} bytes and "
+                f"{self.most_parts:,} parts are read"
+            )
+
     def parse(self, data: bytes) -> Any:
         """What the bytes say: finite numbers, no field twice."""
         # Counted before they are built: a small file of brackets would fill a large memory.
-        if sum(data.count(sign) for sign in (b"[", b"{", b",", b":")) > self.most_parts:
+        if self._parts(data) > self.most_parts:
             raise self.error(f"holds more than {self.most_parts} parts: this is no {self.kind}")
         try:
             return json.loads(
@@ -92,6 +107,10 @@ class JsonFile:
             if isinstance(error, self.error):
                 raise
             raise self.error(f"cannot be read as JSON: {error}") from error
+
+    @staticmethod
+    def _parts(data: bytes) -> int:
+        return sum(data.count(sign) for sign in (b"[", b"{", b",", b":"))
 
     def _once(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)

@@ -26,8 +26,8 @@ from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import Rule
 
 FORMAT, VERSION = "conflictkit-policy", 1
-_FILE = JsonFile("policy", PolicyError, largest=64 * 1024, most_parts=1000)
-"""A policy is a few hundred bytes."""
+_FILE = JsonFile("policy", PolicyError, largest=2 * 1024 * 1024, most_parts=1000)
+"""A policy is a few hundred bytes, but for the directions of `focus`: about 700 for a head."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -169,6 +169,7 @@ class Policy:
         """
         path = Path(path)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        _FILE.check(text)
         try:
             write_whole(path, text)
         except (OSError, ValueError) as error:

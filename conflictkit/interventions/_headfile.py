@@ -22,8 +22,8 @@ Table = tuple[tuple[float, ...], ...]
 Directions = tuple[tuple[tuple[float, ...], ...], ...]
 """`[layers, heads, head_dim]` vectors."""
 
-FILE = JsonFile("ranking", RankingError, largest=32 * 1024 * 1024, most_parts=1_000_000)
-"""128 layers of 128 heads need 2 million bytes."""
+FILE = JsonFile("ranking", RankingError, largest=64 * 1024 * 1024, most_parts=4_000_000)
+"""128 layers of 128 heads need 2 million bytes, with directions of 128 numbers 30 million."""
 _LONGEST = 10_000
 """Characters of the longest name."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from conflictkit import _hf, anatomy
+from conflictkit._hf_attention import Attend
 from conflictkit.errors import InvalidParameterError
 from conflictkit.interventions.attending import (
     At,
@@ -73,6 +74,7 @@ class Running:
         on: whether it acts.
         count: positions changed so far.
         idle: the newest pass met it with nothing to do (factors of 1).
+        route: how it reaches the model's attention; None: it does not.
     """
 
     changes: Mapping[Module, Change | AttentionChange]
@@ -83,6 +85,7 @@ class Running:
     on: bool = True
     count: Tensor | int = 0
     idle: bool = False
+    route: Route | None = None
     _counting: Module | None = None
 
     def apply(self, module: Module, values: Tensor, where: Pass | None) -> Tensor:
@@ -95,7 +98,8 @@ class Running:
         mine = self._mine(values, where)
         if mine is not None:
             changed = torch.where(mine.unsqueeze(-1), changed, values)
-        self._note(module, values, mine)
+        rows = getattr(change, "rows", None)
+        self._note(module, values, mine if rows is None else self._among(rows, values, mine))
         return changed
 
     def attend(
@@ -109,11 +113,15 @@ class Running:
         changed = change(given, At(mine, where, self.prompt_lengths, spread))
         self.idle = changed is given
         if change.rows is not None:
-            rows = spread(change.rows.to(values.device))[:, None]
-            mine = rows.expand(values.shape[:2]) if mine is None else rows & mine
+            mine = self._among(change.rows, values, mine)
         if not self.idle:
             self._note(module, values, mine)
         return changed, mine
+
+    def _among(self, rows: Tensor, values: Tensor, mine: Tensor | None) -> Tensor:
+        """`[batch, new]` bool: those of `mine` that stand in these of the prompts' `rows`."""
+        those = self.spread(rows.to(values.device), len(values))[:, None]
+        return those.expand(values.shape[:2]) if mine is None else those & mine
 
     def _note(self, module: Module, values: Tensor, mine: Tensor | None) -> None:
         self._counting = self._counting or module  # one of the modules: each reads every position
@@ -132,10 +140,7 @@ class Running:
     def _mine(self, values: Tensor, where: Pass | None) -> Tensor | None:
         """`[batch, new]` bool, the positions it acts on; None: all of them."""
         here = self._here(values, where)
-        if self.only is None:
-            return here
-        rows = self.spread(self.only.to(values.device), len(values))[:, None]
-        return rows.expand(values.shape[:2]) if here is None else rows & here
+        return here if self.only is None else self._among(self.only, values, here)
 
     def _here(self, values: Tensor, where: Pass | None) -> Tensor | None:
         if self.positions is None:
@@ -186,13 +191,16 @@ def _on_input(module: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | N
 
 
 def _on_forward(module: Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-    running = [reference() for reference in _ACTIVE.get()]
-    wanted = any(one is not None and one.reads_places for one in running)
+    running = [one for reference in _ACTIVE.get() if (one := reference()) is not None]
+    for one in running:
+        if one.route is not None and one.on:
+            one.route.check()
+    wanted = any(one.reads_places for one in running)
     _WHERE.set(Pass.of(arguments, named) if wanted else None)
 
 
 def _on_attention(
-    module: Module, query: Tensor, keys: int, mask: Tensor | None, causal: bool, attend: _hf.Attend
+    module: Module, query: Tensor, keys: int, mask: Tensor | None, causal: bool, attend: Attend
 ) -> Any:
     plain = given = Attention(query, keys)
     touched: list[Tensor | None] = []
@@ -299,6 +307,8 @@ class Edits:
             torch.compiler.reset()  # what was compiled before does not look for new hooks
         route = Route(m for m in changes if m not in inputs)
         route.open(_on_attention)
+        for one in self.running:
+            one.route = route
         try:
             _HOOKS.add([(whole, True), *((module, False) for module in inputs)])
         except BaseException:

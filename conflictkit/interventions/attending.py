@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from conflictkit import _hf
+from conflictkit import _hf_attention as _hf
 from conflictkit.errors import UnsupportedError
 from conflictkit.interventions.places import Pass
 
@@ -101,6 +101,14 @@ class Route:
             for key, config in self._configs.items():
                 self._users[key] = self._users.get(key, 0) + 1
                 _hf.lead_attention(config, handler)
+
+    def check(self) -> None:
+        """Refuse to go on where somebody has chosen another implementation meanwhile."""
+        if not all(map(_hf.is_led, self._configs.values())):
+            raise UnsupportedError(
+                "the model's attention implementation was changed while an edit of its attention "
+                "was attached, which would drop the edit: change it before attaching"
+            )
 
     def close(self) -> None:
         """Stop, once; the last to stop leaves the config as it was."""

@@ -127,10 +127,17 @@ class HeadAdd(_Attachable):
 
 
 class _Gain:
-    """`[1 or rows, 1, heads * head_dim]` factors, kept where they were last needed."""
+    """`[1 or rows, 1, heads * head_dim]` factors, kept where they were last needed.
 
-    def __init__(self, gain: Tensor) -> None:
+    Attributes:
+        rows: `[rows]` bool, whose activations they change; None: everybody's.
+    """
+
+    def __init__(self, gain: Tensor, nothing: float) -> None:
         self._gain = gain
+        acting = (gain != nothing).flatten(1).any(-1)
+        self.rows = None if bool(acting.all()) else acting
+        self._idle = not bool(acting.any())
 
     def factors(self, values: Tensor, spread: Spread) -> Tensor:
         gain = self._gain
@@ -141,8 +148,7 @@ class _Gain:
 
 class _Scale(_Gain):
     def __init__(self, gain: Tensor) -> None:
-        super().__init__(gain)
-        self._idle = bool((gain == 1).all())
+        super().__init__(gain, 1.0)
 
     def __call__(self, values: Tensor, spread: Spread) -> Tensor:
         return values if self._idle else values * self.factors(values, spread)
@@ -150,9 +156,8 @@ class _Scale(_Gain):
 
 class _Add(_Gain):
     def __init__(self, gain: Tensor, module: Module, source: HeadTap) -> None:
-        super().__init__(gain)
+        super().__init__(gain, 0.0)
         self._module, self._source = module, source
-        self._idle = bool((gain == 0).all())
 
     def __call__(self, values: Tensor, spread: Spread) -> Tensor:
         if self._idle:

@@ -281,8 +281,10 @@ class HeadRanking:
         Raises:
             RankingError: the file cannot be written.
         """
+        text = strict.text(self.to_dict())
+        strict.FILE.check(text)
         try:
-            write_whole(Path(path), strict.text(self.to_dict()))
+            write_whole(Path(path), text)
         except (OSError, ValueError) as error:
             raise RankingError(f"cannot write the ranking {os.fspath(path)!r}: {error}") from error
 

@@ -8,15 +8,15 @@ heads looks at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from conflictkit import _hf, anatomy
+from conflictkit import anatomy
+from conflictkit._hf_attention import written_out
 from conflictkit.errors import InvalidParameterError, UnsupportedError
 from conflictkit.mechanics._runs import Progress, batches, hooked, need, network, read, tell
 from conflictkit.mechanics.items import Item
@@ -87,7 +87,7 @@ def attention_mass(
     prompts = [(*item.ids, *tail) for item, tail in zip(items, tails, strict=True)]
     found = torch.zeros(len(items), len(body.layers), body.heads)
     done = 0
-    with eager(hf, body):
+    with written_out(hf):
         for rows in batches(hf, list(map(len, prompts))):
             width = max(len(prompts[row]) for row in rows)
 
@@ -126,25 +126,3 @@ def probabilities(hf: Any, layer: int, out: Any) -> Tensor:
     raise UnsupportedError(
         f"{type(hf).__name__}: the attention of layer {layer} does not return its probabilities"
     )
-
-
-@contextmanager
-def eager(hf: Any, body: anatomy.Anatomy) -> Iterator[None]:
-    """Let the model write its attention out. Modules and makers of masks look the way up in their
-    configurations at every call."""
-    holders = [_hf.unwrapped(hf), *_hf.unwrapped(hf).modules()]
-    configs = {id(one.config): one.config for one in holders if hasattr(one, "config")}
-    before = {
-        key: name
-        for key, one in configs.items()
-        if isinstance(name := getattr(one, "_attn_implementation_internal", None), str)
-    }
-    if any(name.startswith("conflictkit-") for name in before.values()):
-        raise UnsupportedError("an edit of this model's attention is attached: detach it first")
-    try:
-        for key in before:
-            configs[key]._attn_implementation_internal = "eager"
-        yield
-    finally:
-        for key, name in before.items():
-            configs[key]._attn_implementation_internal = name

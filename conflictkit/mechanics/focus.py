@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from conflictkit import _hf, anatomy
+from conflictkit import anatomy
+from conflictkit._hf_attention import Attend, written_out
 from conflictkit.errors import InvalidParameterError, LogitsError
 from conflictkit.interventions.attending import Route
 from conflictkit.mechanics._runs import Progress, need, network, read, tell
-from conflictkit.mechanics.attention import eager
 from conflictkit.mechanics.items import Item
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def focus_directions(
     body = anatomy.find(hf)
     trained = _Training(body, rate, seed)
     done, total = 0, epochs * len(items)
-    with eager(hf, body):
+    with written_out(hf):
         route = Route(trained.layers)
         route.open(trained.attend)
         try:
@@ -123,7 +123,7 @@ class _Training:
         keys: int,
         mask: Tensor | None,
         causal: bool,
-        attend: _hf.Attend,
+        attend: Attend,
     ) -> Any:
         """Attention as it is; in passing, the loss of one layer and its gradient."""
         if module in self.layers and threading.get_ident() == self._owner:

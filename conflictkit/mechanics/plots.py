@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from conflictkit import anatomy, files
+from conflictkit._hf_attention import written_out
 from conflictkit.errors import InvalidParameterError, OutputError, UnsupportedError
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.mechanics._runs import hooked, network, read
-from conflictkit.mechanics.attention import eager, probabilities
+from conflictkit.mechanics.attention import probabilities
 from conflictkit.trace.text import clip, number, visible
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def attention_of(model: Model | Module, ids: Sequence[int], layer: int, head: in
     found: list[Tensor] = []
     module: Any = body.attentions[layer]
     keep = lambda _, out: found.append(probabilities(hf, layer, out)[0, head].float().cpu())  # noqa: E731
-    with torch.no_grad(), eager(hf, body), hooked(after=[(module, keep)]):
+    with torch.no_grad(), written_out(hf), hooked(after=[(module, keep)]):
         read(hf, [ids])
     return found[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from conflictkit.files import shortened
 from conflictkit.trace.record import (
     CALM,
     CONFLICT_SCORE,
@@ -132,9 +133,9 @@ def answers(trace: Trace) -> list[tuple[str, str]]:
 
 
 def settings(trace: Trace) -> str:
-    """The parameters as `name=value`, in the order given."""
+    """The parameters as `name=value`, in the order given; long ones are cut."""
     return ", ".join(
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+        f"{name}={str(value).lower() if isinstance(value, bool) else shortened(value)}"
         for name, value in trace.params.items()
     )
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 import conflictkit as ck
 from conflictkit import anatomy
+from conflictkit.interventions import HeadScale
 from tests.anatomy.families import CONFIGS, UNDISPATCHED, model, tokens
 
 FACTOR = -1.7
@@ -154,10 +157,52 @@ def test_an_unknown_architecture_says_what_to_type(monkeypatch: pytest.MonkeyPat
     hf = _renamed()
     with pytest.raises(ck.ConflictKitError, match="its output cannot be found") as error:
         anatomy.find(hf)
-    typed = "conflictkit.anatomy.LAYOUTS['llama'] = conflictkit.anatomy.Layout(output='o_proj')"
+    typed = "conflictkit.anatomy.LAYOUTS['llama'] = conflictkit.anatomy.Layout(output='mixer_out')"
     assert typed in str(error.value)
     monkeypatch.setitem(anatomy.LAYOUTS, "llama", anatomy.Layout(output="mixer_out"))
     assert anatomy.find(hf).outputs[0] is hf.model.layers[0].self_attn.mixer_out
+
+
+STRANGE: dict[str, Any] = {
+    "xglm": lambda: transformers.XGLMConfig(
+        vocab_size=64, d_model=32, num_layers=2, attention_heads=4, ffn_dim=64
+    ),
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
+        attention_types=[[["global"], 2]],
+    ),
+    "lfm2": lambda: transformers.Lfm2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=64, layer_types=["full_attention"] * 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_the_error_says_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hf = transformers.AutoModelForCausalLM.from_config(STRANGE[name]()).eval()
+    monkeypatch.setattr(anatomy, "LAYOUTS", dict(anatomy.LAYOUTS))
+    known: dict[str, Any] = {}
+    body = None
+    while body is None:
+        try:
+            body = anatomy.find(hf)
+        except ck.ConflictKitError as error:
+            said = str(error)
+            found = re.search(r"LAYOUTS\['(\w+)'\] = .*?Layout\((\w+)='([^']+)'\)", said)
+            if found is None or found[2] in known:
+                pytest.fail(f"{known} were typed as it says, and now: {said}")
+            known[found[2]] = found[3]
+            anatomy.LAYOUTS[found[1]] = anatomy.Layout(**known)
+    assert known
+    # And what is found there is the head: scaled by its own output projection.
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        plain = hf(ids).logits
+    with HeadScale({(1, 2): 0.0}).attach(hf), torch.no_grad():
+        assert not torch.equal(hf(ids).logits, plain)
+    assert body.heads * body.head_dim == 32
 
 
 def _renamed() -> Any:

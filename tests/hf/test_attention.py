@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AttentionMaskInterface, DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from conflictkit import _hf, anatomy
+from conflictkit import _hf, _hf_attention, anatomy
 from tests.anatomy import families
 
 DISPATCHED = [name for name in families.CONFIGS if name not in families.UNDISPATCHED]
@@ -23,7 +23,7 @@ def test_a_class_shows_whether_it_asks_the_interface(name: str) -> None:
     expected = None if name in families.UNDISPATCHED else model.config._attn_implementation
     for attention in anatomy.find(model).attentions:
         assert attention is not None
-        assert _hf.attention_name(attention) == expected
+        assert _hf_attention.attention_name(attention) == expected
 
 
 @pytest.mark.parametrize("name", DISPATCHED)
@@ -36,16 +36,16 @@ def test_what_the_config_names_is_looked_up_at_every_call(name: str) -> None:
     seen: list[tuple[Any, ...]] = []
 
     def noting(
-        module: Any, query: Tensor, keys: int, mask: Any, causal: bool, attend: _hf.Attend
+        module: Any, query: Tensor, keys: int, mask: Any, causal: bool, attend: _hf_attention.Attend
     ) -> Any:
         seen.append((module, tuple(query.shape), keys, mask, causal))
         return attend(query, mask)
 
     with torch.no_grad():
         plain = model(ids).logits
-        _hf.lead_attention(model.config, noting)
+        _hf_attention.lead_attention(model.config, noting)
         led = model(ids).logits
-        _hf.lead_attention(model.config, None)
+        _hf_attention.lead_attention(model.config, None)
         count = len(seen)
         after = model(ids).logits
     assert torch.equal(led, plain)
@@ -116,6 +116,6 @@ def test_a_static_cache_has_room_behind_and_counts_on_its_device() -> None:
 def test_gpt2_has_a_road_of_its_own() -> None:
     attention = copy.deepcopy(families.model("gpt2").transformer.h[0].attn)
     attention.config._attn_implementation = "eager"
-    assert _hf.attention_name(attention) == "eager"
+    assert _hf_attention.attention_name(attention) == "eager"
     attention.reorder_and_upcast_attn = True
-    assert _hf.attention_name(attention) == "eager with reorder_and_upcast_attn"
+    assert _hf_attention.attention_name(attention) == "eager with reorder_and_upcast_attn"

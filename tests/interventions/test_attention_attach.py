@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import copy
 import gc
-import pickle
 import threading
 from typing import Any
 
@@ -139,33 +138,12 @@ def test_a_handle_thrown_away_detaches(model: Any) -> None:
     assert torch.equal(logits(model, ROWS), plain)
 
 
-def test_copies_of_an_attached_model_are_whole_and_not_edited(model: Any) -> None:
-    plain = logits(model, ROWS)
-    with BIAS.attach(model, prompt_lengths=LENGTHS) as handle:
-        steered = logits(model, ROWS)
-        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
-        for one in copies:
-            assert torch.equal(logits(one, ROWS), plain)
-        assert handle.edits == 18
-    for one in copies:
-        with BIAS.attach(one, prompt_lengths=LENGTHS):
-            assert torch.equal(logits(one, ROWS), steered)
-        assert torch.equal(logits(one, ROWS), plain)
-        assert one.config._attn_implementation == "sdpa"
-
-
-def test_saving_an_attached_model_saves_no_name_of_ours(model: Any, tmp_path: Any) -> None:
-    with BIAS.attach(model, prompt_lengths=LENGTHS):
-        model.save_pretrained(tmp_path)
-        logits(model, ROWS)
-    assert "conflictkit" not in (tmp_path / "config.json").read_text()
-
-
-def test_another_implementation_chosen_meanwhile_stays(model: Any) -> None:
+def test_another_implementation_chosen_meanwhile_stays_and_is_not_run_unedited(model: Any) -> None:
     with kernel(model, "sdpa"):
         handle = BIAS.attach(model, prompt_lengths=LENGTHS)
         model.set_attn_implementation("eager")
-        logits(model, ROWS)
+        with pytest.raises(ck.errors.UnsupportedError, match="changed while an edit"):
+            logits(model, ROWS)
         with pytest.warns(UserWarning, match="changed nothing"):
             handle.__exit__(None, None, None)
         assert model.config._attn_implementation == "eager"

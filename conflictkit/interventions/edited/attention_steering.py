@@ -34,9 +34,16 @@ class AttentionSteering(EditRule):
     ranked_by: ClassVar[str] = "attention-mass"
 
     alpha: float = param(0.01, low=1e-6, high=1e6, doc="weight left to tokens outside the context")
-    k: int = param(5, low=0, high=1000, doc="how many heads to steer; 0: all")
+    k: int = param(5, low=0, high=1000, doc="how many heads to steer, if none are named; 0: all")
     heads: str = heads_param("heads to steer")
     variant: str = param("mended", choices=VARIANTS, doc="released: layers compound, if k is 0")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant == "released" and self.k != 0:
+            raise InvalidParameterError(
+                f"{self.name}: the released variant differs only where all heads are steered: k=0"
+            )
 
     @property
     def is_settled(self) -> bool:

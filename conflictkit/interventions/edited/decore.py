@@ -39,7 +39,7 @@ class DeCoRe(EditRule):
     needs: ClassVar[tuple[str, ...]] = ("context", "masked")
     ranked_by: ClassVar[str] = "attention-mass"
 
-    k: int = param(5, low=1, high=1000, doc="how many retrieval heads to mask")
+    k: int = param(5, low=1, high=1000, doc="how many retrieval heads to mask, if none are named")
     cap: float = param(0.0, low=0, high=MAX_WEIGHT, doc="largest alpha; 0: no bound")
     heads: str = heads_param("heads to mask")
 

@@ -47,7 +47,7 @@ class Focus(EditRule):
     by_name: ClassVar[bool] = False
 
     alpha: float = param(0.2, low=-100, high=100, doc="what directions are multiplied by")
-    k: int = param(20, low=1, high=1000, doc="how many heads to turn")
+    k: int = param(20, low=1, high=1000, doc="how many heads to turn, if none are named")
     heads: str = heads_param("heads to turn")
     directions: str = param("", doc="layer.head:float32s in base64; empty: from a ranking")
 

@@ -39,7 +39,7 @@ class HeadScaling(EditRule):
 
     alpha: float = param(4.0, low=-100, high=100, doc="factor; 1 changes nothing, 0 prunes")
     source: str = param("context", choices=SOURCES, doc="which heads to take from a ranking")
-    k: int = param(1, low=1, high=1000, doc="how many of them")
+    k: int = param(1, low=1, high=1000, doc="how many of them, if none are named")
     heads: str = heads_param("heads to scale")
 
     def choose(self, ranking: HeadRanking) -> Mapping[str, Sequence[Head]]:

@@ -40,7 +40,7 @@ class JuiceSingle(EditRule):
 
     enlarge: float = param(2.0, low=0, high=100, doc="added share of the heads to enlarge")
     suppress: float = param(1.0, low=0, high=100, doc="share taken from the heads to suppress")
-    k: int = param(5, low=1, high=1000, doc="how many heads of each list")
+    k: int = param(5, low=1, high=1000, doc="how many heads of each list, if none are named")
     enlarge_heads: str = heads_param("heads to enlarge")
     suppress_heads: str = heads_param("heads to suppress")
 

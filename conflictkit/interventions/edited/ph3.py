@@ -38,7 +38,7 @@ class PH3(EditRule):
     also_by: ClassVar[tuple[str, ...]] = ("path-patching-exact",)
 
     prefer: str = param("context", choices=SOURCES, doc="source to favour")
-    k: int = param(3, low=1, high=1000, doc="how many heads of the other source to prune")
+    k: int = param(3, low=1, high=1000, doc="how many heads of the other source, if none are named")
     heads: str = heads_param("heads to prune")
 
     def choose(self, ranking: HeadRanking) -> Mapping[str, Sequence[Head]]:

@@ -1,0 +1,127 @@
+"""How attention reaches transformers' kernels: the other file, beside `_hf`, that touches its
+internals. Each assumption has a test of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from conflictkit import _hf
+from conflictkit.errors import UnsupportedError
+
+Attend = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""`[batch, heads, new, head_dim]` queries, mask -> what the model's own attention returns: output
+`[batch, new, heads, head_dim]`, and probabilities `[batch, heads, new, keys]` or None."""
+
+OnAttention = Callable[[Module, Tensor, int, Tensor | None, bool, Attend], Any]
+"""Attention module, queries, how many keys, mask, whether without a mask the kernel hides what is
+to come, how to attend -> what `Attend` returns."""
+
+_OURS = "conflictkit-"
+
+
+def attention_name(module: Module) -> str | None:
+    """What computes an attention module's attention; None: itself, not through the interface."""
+    if _interface(type(module)) is None:
+        return None
+    name = str(getattr(module.config, "_attn_implementation", None)).removeprefix(_OURS)
+    own = name == "eager" and getattr(module, "reorder_and_upcast_attn", False)  # GPT-2
+    return f"{name} with reorder_and_upcast_attn" if own else name
+
+
+def lead_attention(config: Any, handler: OnAttention | None) -> None:
+    """Lead the attention of all modules that have `config` through `handler`; None: no longer.
+
+    They look up at every call what their config names, and so do the makers of masks. The masks
+    under our names are the original's, so who changes nothing leaves the logits bit for bit.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    name = config._attn_implementation.removeprefix(_OURS)
+    if handler is not None:
+        # A compiled graph would keep the edits that were at work when it was made.
+        led = torch.compiler.disable(partial(_led, name, handler))
+        AttentionInterface.register(_OURS + name, led)
+        AttentionMaskInterface.register(_OURS + name, AttentionMaskInterface()[name])
+    # The setter would also write to the configs of other parts.
+    config._attn_implementation_internal = name if handler is None else _Led(_OURS + name)
+
+
+class _Led(str):
+    """A name of ours in a config; copies and pickles of the config hold the model's own."""
+
+    def __deepcopy__(self, _: Any) -> str:
+        return self.removeprefix(_OURS)
+
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        return str, (self.removeprefix(_OURS),)
+
+
+def is_led(config: Any) -> bool:
+    """Whether attention is led through a handler: another choice made meanwhile ends that."""
+    return str(config._attn_implementation).startswith(_OURS)
+
+
+@contextmanager
+def written_out(model: Any) -> Iterator[None]:
+    """Let a model compute its attention eagerly. Modules and makers of masks look the way up in
+    their configs at every call.
+
+    Raises:
+        UnsupportedError: its attention is led through a handler.
+    """
+    holders = [_hf.unwrapped(model), *_hf.unwrapped(model).modules()]
+    configs = {id(one.config): one.config for one in holders if hasattr(one, "config")}
+    before = {
+        key: name
+        for key, one in configs.items()
+        if isinstance(name := getattr(one, "_attn_implementation_internal", None), str)
+    }
+    if any(name.startswith(_OURS) for name in before.values()):
+        raise UnsupportedError("an edit of this model's attention is attached: detach it first")
+    try:
+        for key in before:
+            configs[key]._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for key, name in before.items():
+            configs[key]._attn_implementation_internal = name
+
+
+@cache
+def _interface(kind: type) -> tuple[Any, Any] | None:
+    """Where a class looks attention functions up, and what it uses as `eager`."""
+    forward = inspect.unwrap(kind.forward)
+    names = forward.__code__.co_names
+    eager = [name for name in names if name.endswith("eager_attention_forward")]
+    if "ALL_ATTENTION_FUNCTIONS" not in names or len(eager) != 1:
+        return None
+    return forward.__globals__["ALL_ATTENTION_FUNCTIONS"], forward.__globals__[eager[0]]
+
+
+def _led(
+    name: str,
+    handler: OnAttention,
+    module: Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **named: Any,
+) -> Any:
+    functions, eager = _interface(type(module)) or ({}, None)
+    original: Any = functions.get(name, eager)
+    given = named.get("is_causal")
+    causal = getattr(module, "is_causal", True) if given is None else given
+
+    def attend(query: Tensor, mask: Tensor | None) -> Any:
+        return original(module, query, key, value, mask, **named)
+
+    return handler(module, query, key.shape[-2], attention_mask, causal and name == "sdpa", attend)
