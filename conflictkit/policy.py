@@ -26,7 +26,7 @@ from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import Rule
 
 FORMAT, VERSION = "conflictkit-policy", 1
-_FILE = JsonFile("policy", PolicyError, largest=2 * 1024 * 1024, most_parts=1000)
+_FILE = JsonFile("policy", PolicyError, largest=2 * 1024 * 1024, most_parts=4000)
 """A policy is a few hundred bytes, but for the directions of `focus`: about 700 for a head."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
