@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
@@ -12,13 +13,13 @@ import contests
 import numpy as np
 from contests import SIDES, other
 from scipy import stats
-from seed import CONFLICTS, Seed
+from seed import CONFLICTS, KINDS, Seed
 
 from conflictkit.evaluation.metrics import summarise
 from conflictkit.mechanics import attribution, items, patching
 
-LEAST = 12
-"""Items that a relation needs to be looked at."""
+LEAST = 5
+"""Items of every kind of claim that a relation needs to be looked at."""
 MOST = 60
 """Items of a relation that are read."""
 K = 3
@@ -29,18 +30,32 @@ Scores = Mapping[str, np.ndarray[Any, Any]]
 """Analysis -> `[items, heads]` of one relation."""
 
 
+def evenly(pools: Mapping[tuple[str, str], list[Any]], relation: str, most: int) -> list[Any]:
+    """As many of every kind of claim, drawn; none where a kind has too few.
+
+    A relation's first cases are of one kind, and kinds differ more than relations do.
+    """
+    draw = random.Random(relation)
+    mine = [pools[relation, kind] for kind in KINDS if (relation, kind) in pools]
+    if len(mine) < len(KINDS) or min(map(len, mine)) < LEAST:
+        return []
+    each = min(most // len(KINDS), *map(len, mine))
+    return [one for pool in mine for one in draw.sample(pool, each)]
+
+
 @cache
 def scored(seed: Seed) -> dict[str, Scores]:
     """Relation -> scores of its items of the train split."""
     cases = [one for one in seed.cases("train") if one.state in CONFLICTS]
     found, _ = items.build(seed.model, cases, require_corrupted=True)
-    by_relation: dict[str, list[Any]] = defaultdict(list)
+    kinds = {one.id: one.context_kind for one in cases}
+    pools: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for one in found:
-        if len(by_relation[one.relation]) < MOST:
-            by_relation[one.relation].append(one)
+        pools[one.relation, kinds[one.case_id]].append(one)
     scores: dict[str, Scores] = {}
-    for relation, mine in sorted(by_relation.items()):
-        if len(mine) < LEAST:
+    for relation in sorted({relation for relation, _ in pools}):
+        mine = evenly(pools, relation, MOST)
+        if not mine:
             continue
         memory, context = patching.path_patching(seed.model, mine, measure="logit")
         towards = attribution.attribution(seed.model, mine)
@@ -71,8 +86,6 @@ def roles(seed: Seed) -> dict[str, Any]:
             "mean": mean,
             "low": max(-1.0, mean - error),
             "high": min(1.0, mean + error),
-            "least": min(pairs, key=lambda one: pairs[one]),
-            "least_value": min(pairs.values()),
             "halves": float(np.mean([_halves(table, rng) for table in tables.values()])),
             "pairs": pairs,
         }
@@ -121,11 +134,12 @@ def _halves(table: Any, rng: np.random.Generator, times: int = 20) -> float:
 def transfer(seed: Seed) -> dict[str, Any]:
     """PH3 with heads from one relation, on the same one and on the others."""
     tables = scored(seed)
-    pools: dict[str, list[Any]] = defaultdict(list)
+    pools: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for case in seed.cases("test"):
-        if case.state in CONFLICTS and len(pools[case.relation]) < DRAWN:
-            pools[case.relation].append(case)
-    cases = [case for relation in tables for case in pools[relation]]
+        if case.state in CONFLICTS:
+            pools[case.relation, case.context_kind].append(case)
+    tables = {name: one for name, one in tables.items() if evenly(pools, name, DRAWN)}
+    cases = [case for relation in tables for case in evenly(pools, relation, DRAWN)]
     relation_of = {case.id: case.relation for case in cases}
     found: dict[str, Any] = {}
     for side in SIDES:
@@ -135,7 +149,7 @@ def transfer(seed: Seed) -> dict[str, Any]:
             heads = seed.rankings["path-patching"].heads
             best = [divmod(int(place), heads) for place in np.argsort(-means, kind="stable")[:K]]
             specs[relation] = contests.prune(best)
-        run = seed.answered(f"transfer-{side}", cases, ["plain", *specs.values()])
+        run = seed.answered(f"relations-{side}", cases, ["plain", *specs.values()])
         shares: dict[str, dict[str, float]] = {}
         for relation in tables:
             mine = [case for case in cases if case.relation == relation]

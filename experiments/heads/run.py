@@ -42,6 +42,8 @@ TESTED = {**dict.fromkeys(KINDS, 200), "agreement": 300, "reading": 200, "recall
 CONTROLLED = dict.fromkeys(KINDS, 25)
 FORMED = dict.fromkeys(KINDS, 50)
 CURVED = dict.fromkeys(KINDS, 50)
+GUARDED = dict.fromkeys(GUARDS, 60)
+"""Beside the curves and the sets, where conflicts alone are answered otherwise."""
 METRICS = ("context_rate", "memory_rate", "other_rate", *CONFLICTS, *GUARDS)
 FORWARDS = "forwards_per_token"
 
@@ -64,6 +66,7 @@ def main() -> None:
         "command": f"python experiments/heads/run.py --seed {seed.name}",
         "share": seed.share,
         "model": {"name": seed.name, "fingerprint": seed.model.fingerprint},
+        "versions": seed.versions,
         "samples": {"validation": TUNED, "test": TESTED, "random sets": CONTROLLED},
         "chosen": chosen,
         "tuning": tuning,
@@ -181,7 +184,7 @@ def curve(seed: Seed) -> dict[str, Any]:
         head = seed.rankings["attribution"].top(source, 1)
         specs = {alpha: contests.scale(head, alpha) for alpha in (*contests.ALPHAS, 1)}
         run = seed.answered(f"curve-{source}", cases, list(specs.values()))
-        table = rates(run)
+        table = _with_guards(seed, f"curve-{source}", rates(run))
         found[source] = {
             "head": list(head[0]),
             "alpha": {f"{alpha:g}": table[specs[alpha]] for alpha in sorted(specs)},
@@ -189,11 +192,21 @@ def curve(seed: Seed) -> dict[str, Any]:
     return found
 
 
+def _with_guards(
+    seed: Seed, what: str, table: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """The same settings on what they must not spoil."""
+    cases = seed.drawn("test", GUARDED)
+    guards = rates(seed.answered(f"{what}-guards", cases, list(table)))
+    return {label: {**row, **guards[label]} for label, row in table.items()}
+
+
 def sets(seed: Seed, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The same edit on the k best heads and on 20 random sets of k, in answers from each source."""
     cases = seed.drawn("test", CONTROLLED)
     edits = _edits(seed, chosen)
-    found: dict[str, Any] = {"plain": rates(seed.answered("sets-plain", cases, ["plain"]))["plain"]}
+    plain = rates(seed.answered("sets-plain", cases, ["plain"]))
+    found: dict[str, Any] = {"plain": _with_guards(seed, "sets-plain", plain)["plain"]}
     for name, (best, spec) in edits.items():
         for k in SIZES:
             drawn = [spec(heads, k) for heads in random_heads(seed, k)]
@@ -202,11 +215,13 @@ def sets(seed: Seed, chosen: Mapping[str, Any]) -> dict[str, Any]:
             side = name.rpartition("-")[2]
             mine = [table[one][f"{side}_rate"] for one in table if one != label]
             found[f"{name} {k}"] = {
-                "best": table[label],
+                "best": _with_guards(seed, f"sets-{name}-{k}", {label: table[label]})[label],
                 "random": {
                     "mean": statistics.fmean(mine),
                     "deviation": statistics.pstdev(mine),
-                    "largest": max(mine),
+                    "other": statistics.fmean(
+                        table[one]["other_rate"] for one in table if one != label
+                    ),
                     "as good": sum(one >= table[label][f"{side}_rate"] for one in mine),
                     "of": len(mine),
                 },

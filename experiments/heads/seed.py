@@ -9,11 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from rank import CASES, FEW, HOW
 
 import conflictkit as ck
 from conflictkit.cli._progress import watching
 from conflictkit.evaluation import Run, evaluate
+from conflictkit.evaluation.cases import cases_hash
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.mechanics.ranking import rank
 from conflictkit.scoring.run import Progress
@@ -54,6 +56,18 @@ class Seed:
         """What this seed knows, as it was screened."""
         return ck.atlas.facts(SEEDS / self.name / "facts.csv")
 
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of what the figures depend on, and the hash of the test cases they are made from."""
+        import transformers
+
+        return {
+            "conflictkit": ck.__version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "test cases": cases_hash(self.cases("test")),
+        }
+
     def cases(self, split: str) -> list[Case]:
         """Conflicts, agreement and guards of a split."""
         made = ck.atlas.cases(split, screened=self.facts)
@@ -92,6 +106,8 @@ class Seed:
                     )  # fmt: skip
             found[by] = HeadRanking.read(out)
             found[by].check(self.model.name, self.model.fingerprint)
+            if found[by].cases_hash != cases_hash(cases):
+                raise SystemExit(f"{out} was made from other cases: delete it")
         return found
 
     def answered(self, what: str, cases: Sequence[Case], methods: Sequence[str]) -> Run:
