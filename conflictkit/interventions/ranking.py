@@ -205,7 +205,8 @@ class HeadRanking:
         """
         if self.fingerprint != fingerprint:
             raise RankingError(
-                f"these heads were ranked in the model '{self.model}', not in '{name}': rank them "
+                f"these heads were ranked in other weights (model '{self.model}', "
+                f"{self.fingerprint[:12]}) than those of '{name}' ({fingerprint[:12]}): rank them "
                 f"again with conflictkit rank-heads --model {name}"
             )
 

@@ -28,13 +28,12 @@ import roles  # noqa: E402
 import torch  # noqa: E402
 from cases import forms  # noqa: E402
 from contests import SIDES, other  # noqa: E402
-from seed import CONFLICTS, GUARDS, KINDS, Seed  # noqa: E402
+from seed import ALLOWED, CONFLICTS, GUARDS, KINDS, Seed  # noqa: E402
 
 from conflictkit.evaluation import Run  # noqa: E402
 from conflictkit.evaluation.metrics import Cell, summarise  # noqa: E402
 from conflictkit.interventions.heads import Head  # noqa: E402
 
-ALLOWED = 0.02
 SIZES = (1, 2, 3, 5)
 RANDOM_SETS = 20
 TUNED = {**dict.fromkeys(KINDS, 40), "agreement": 60, "reading": 40, "recall": 40}

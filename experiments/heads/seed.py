@@ -27,6 +27,8 @@ BY = ("attribution", "attention-mass", "path-patching", "juice")
 KINDS = ("bare", "assertive", "hedged")
 CONFLICTS = ("correction", "resistance")
 GUARDS = ("agreement", "reading", "recall")
+ALLOWED = 0.02
+"""Share of a guard that a setting may lose against `plain`."""
 
 
 @dataclass(frozen=True)

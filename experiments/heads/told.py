@@ -17,13 +17,27 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import claims  # noqa: E402
 import numpy as np  # noqa: E402
+from shown import (  # noqa: E402
+    GUARDS,
+    SIDES,
+    Figures,
+    beats,
+    each,
+    gain,
+    gains,
+    keeps,
+    points,
+    reached,
+    safe,
+    share,
+    turned,
+    verdict,
+)
 
-SIDES, GUARDS = ("context", "memory"), ("agreement", "reading", "recall")
 FAMILIES = ("head-scale", "ph3", "juice", "juice-single", "cad", "adacad", "decore")
-ALLOWED, ENOUGH, ASKED = 0.02, 2, 0.88
+ASKED = 0.88
+"""In-context answers that Yu et al. report."""
 CHOICES = {"free": "as the papers choose", "kept": "with the guards kept on validation"}
-
-Figures = Mapping[str, Any]
 
 
 def main() -> None:
@@ -51,91 +65,54 @@ def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
         yield from _table(seeds, how, what)
 
 
-def verdict(seeds: Mapping[str, Figures], holds: Callable[[Figures], bool]) -> str:
-    """Whether a claim holds, and where."""
-    where = [name for name, figures in seeds.items() if holds(figures)]
-    word = "holds here" if len(where) >= ENOUGH else "does not hold here"
-    return f"{word} ({len(where)} of {len(seeds)} seeds{': ' + ', '.join(where) if where else ''})"
-
-
-def reached(figures: Figures, family: str, side: str, how: str = "free") -> Any:
-    """The cell of a chosen setting on test."""
-    return figures["test"][figures["chosen"][family][side][how]][f"{side}_rate"]
-
-
-def share(cell: Mapping[str, Any]) -> str:
-    """`45.5 (41.4-49.7)`, in per cent."""
-    text = f"{100 * cell['value']:.1f}"
-    return (
-        text
-        if cell["low"] is None
-        else f"{text} ({100 * cell['low']:.1f} to {100 * cell['high']:.1f})"
-    )
-
-
-def points(value: float, low: float | None, high: float | None) -> str:
-    """`+1.2 (+0.1 to +2.3)`, in points."""
-    text = f"{100 * value:+.1f}"
-    return (
-        text if low is None or high is None else f"{text} ({100 * low:+.1f} to {100 * high:+.1f})"
-    )
-
-
-def gain(cell: Mapping[str, Any]) -> str:
-    """The paired difference from `plain`; none where the setting is `plain`."""
-    return (
-        "0"
-        if cell["minus"] is None
-        else points(cell["minus"], cell["minus_low"], cell["minus_high"])
-    )
-
-
-def gains(cell: Mapping[str, Any]) -> bool:
-    """Whether the interval of the difference from `plain` lies above 0."""
-    return (cell["minus_low"] or 0) > 0
-
-
-def beats(figures: Figures, family: str, rival: str, side: str, how: str) -> Any:
-    """A family minus its rival, the interval turned round."""
-    cell = figures["rivals"][f"{family} {side} {how}"].get(rival)
-    if cell is None or cell["minus"] is None:
-        return None
-    ends = cell["minus_low"], cell["minus_high"]
-    return (-cell["minus"], *(None if one is None else -one for one in reversed(ends)))
-
-
-def safe(figures: Figures, label: str) -> bool:
-    """Whether a setting loses at most two points of every guard on test."""
-    test = figures["test"]
-    return all(
-        test[label][g]["value"] >= test["plain"][g]["value"] - ALLOWED - 1e-9 for g in GUARDS
-    )
-
-
-def each(seeds: Mapping[str, Figures], say: Callable[[Figures], str]) -> str:
-    """`seed0 ...; seed1 ...`."""
-    return "; ".join(f"{name} {say(figures)}" for name, figures in seeds.items())
+def moves(
+    seeds: Mapping[str, Figures], family: str, side: str, how: str, claim: str
+) -> Iterator[str]:
+    """A claim that a family raises answers from one side."""
+    up = lambda one: gains(reached(one, family, side, how))  # noqa: E731
+    said = verdict(seeds, up, keeps(family, side, how))
+    told = each(seeds, lambda one: gain(reached(one, family, side, how)))
+    yield f"- *{claim}*: {said}; points over `plain`: {told}."
 
 
 def _yu(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield "### One head scaled (Yu et al. 2023)"
     yield ""
-    most = lambda figures: reached(figures, "head-scale", "context")["value"] >= ASKED  # noqa: E731
-    told = each(seeds, lambda one: share(reached(one, "head-scale", "context")))
-    yield f"- *One scaled head takes in-context answers to 88 %*: {verdict(seeds, most)}: {told}."
-    bare = lambda one: one["kinds"]["bare"][one["chosen"]["head-scale"]["context"]["free"]]  # noqa: E731
-    yield (
-        "- Among bare claims, the paper's form: "
-        + each(seeds, lambda one: share(bare(one)["context_rate"]))
-        + "; plain "
-        + each(seeds, lambda one: share(one["kinds"]["bare"]["plain"]["context_rate"]))
-        + "."
-    )
+    for how, what in CHOICES.items():
+        most = lambda one, h=how: reached(one, "head-scale", "context", h)["value"] >= ASKED  # noqa: E731
+        said = verdict(seeds, most, keeps("head-scale", "context", how))
+        told = each(seeds, lambda one, h=how: share(reached(one, "head-scale", "context", h)))
+        yield f"- *One scaled head takes in-context answers to 88 %*, {what}: {said}: {told}."
+    for name, what in (("free", "the same head"), ("plain", "`plain`")):
+        told = each(seeds, lambda one, n=name: share(_bare(one, n)["context_rate"]))
+        yield f"- Bare claims alone, the paper's form, {what}: {told}."
     for side in SIDES:
-        told = each(seeds, lambda one, s=side: gain(reached(one, "head-scale", s)))
-        what = verdict(seeds, lambda one, s=side: gains(reached(one, "head-scale", s)))
-        yield f"- *It moves answers to the {side}*: {what}; minus plain, points: {told}."
+        for how, what in CHOICES.items():
+            yield from moves(seeds, "head-scale", side, how, f"It moves answers to {side}, {what}")
+    for source in SIDES:
+        yield f"- The best {source} head, most answers over alpha: {each(seeds, _peak(source))}."
     yield ""
+
+
+def _bare(figures: Figures, name: str) -> Any:
+    label = "plain" if name == "plain" else figures["chosen"]["head-scale"]["context"][name]
+    return figures["kinds"]["bare"][label]
+
+
+def _peak(source: str) -> Callable[[Figures], str]:
+    """Where on its curve most answers come from either side, and what that costs."""
+
+    def say(figures: Figures) -> str:
+        rows, found = figures["curve"][source]["alpha"], []
+        for side in SIDES:
+            alpha = max(rows, key=lambda one: rows[one][f"{side}_rate"])
+            lost = "/".join(f"{100 * (rows[alpha][g] - rows['1'][g]):+.0f}" for g in GUARDS)
+            found.append(
+                f"{100 * rows[alpha][f'{side}_rate']:.0f} from {side} at {alpha} (guards {lost})"
+            )
+        return " and ".join(found)
+
+    return say
 
 
 def _ph3(seeds: Mapping[str, Figures]) -> Iterator[str]:
@@ -143,9 +120,7 @@ def _ph3(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield ""
     for side in SIDES:
         for how, what in CHOICES.items():
-            told = each(seeds, lambda one, s=side, h=how: gain(reached(one, "ph3", s, h)))
-            said = verdict(seeds, lambda one, s=side, h=how: gains(reached(one, "ph3", s, h)))
-            yield f"- *Pruning raises answers from {side}*, {what}: {said}; points: {told}."
+            yield from moves(seeds, "ph3", side, how, f"It raises answers from {side}, {what}")
     for side in SIDES:
         told = each(
             seeds,
@@ -157,9 +132,11 @@ def _ph3(seeds: Mapping[str, Figures]) -> Iterator[str]:
         )
         same = verdict(seeds, lambda one, s=side: _transfers(one["transfer"][s]))
         yield (
-            f"- *Heads found in one relation serve the others*, {side}: {same}; answers from "
-            f"{side}, per cent, under heads of the relation itself, of another, of all: {told}."
+            f"- *Heads found in one relation serve the others* (half of what their own gain, "
+            f"or more), {side}: {same}; per cent of answers from {side} under heads of the "
+            f"relation itself, of another one, of all: {told}."
         )
+    yield from _forms(seeds, "ph3", ())
     yield ""
 
 
@@ -170,56 +147,81 @@ def _transfers(shares: Mapping[str, float]) -> bool:
 
 
 def _juice(seeds: Mapping[str, Figures]) -> Iterator[str]:
-    yield "### Two runs (JuICE, Li et al. 2025)"
+    yield "### Two runs (JuICE, Li et al. 2025), with the gentle lists that ship with Atlas"
     yield ""
     for how, what in CHOICES.items():
         for side in SIDES:
             for rival in ("juice-single", "ph3", "cad"):
-                found = {n: beats(one, "juice", rival, side, how) for n, one in seeds.items()}
-                where = verdict(
-                    seeds,
-                    lambda one, r=rival, s=side, h=how: (
-                        ((beats(one, "juice", r, s, h) or (0, 0, 0))[1] or 0) > 0
-                    ),
-                )
-                told = "; ".join(
-                    f"{name} {'the same' if one is None else points(*one)}"
-                    for name, one in found.items()
-                )
-                yield f"- *Above `{rival}`*, {side}, {what}: {where}; points: {told}."
-    for form in ("substitution", "coherent"):
-        for side in SIDES:
-            told = each(seeds, lambda one, f=form, s=side: _form(one, f, s))
-            yield f"- Prompts of its {form} form, {side}, as the papers choose: {told}."
+                above = lambda one, r=rival, s=side, h=how: _above(beats(one, "juice", r, s, h))  # noqa: E731
+                said = verdict(seeds, above, keeps("juice", side, how))
+                told = each(seeds, lambda one, r=rival, s=side, h=how: _points(one, r, s, h))
+                name = "interpolate" if (rival, side) == ("cad", "memory") else rival
+                yield f"- *Above `{name}`*, {side}, {what}: {said}; points: {told}."
+    yield (
+        "- Towards memory CAD is `interpolate`, whose smallest weight is the closed-book answer: "
+        "nothing is above that, and it cannot read."
+    )
+    yield from _forms(seeds, "juice", ("juice-single", "ph3", "cad"))
     yield ""
 
 
-def _form(figures: Figures, form: str, side: str) -> str:
-    cells, found = figures["forms"][form], []
-    for family in ("juice", "juice-single", "ph3", "cad"):
-        label = figures["chosen"][family][side]["free"]
-        found.append(f"`{family}` {100 * cells[label][f'{side}_rate']['value']:.0f}")
-    plain = 100 * cells["plain"][f"{side}_rate"]["value"]
-    return f"plain {plain:.0f}, " + ", ".join(found)
+def _above(difference: Any) -> bool:
+    return difference is not None and (difference[1] or 0) > 0
+
+
+def _points(figures: Figures, rival: str, side: str, how: str) -> str:
+    found = beats(figures, "juice", rival, side, how)
+    return "the same" if found is None else points(*found)
+
+
+def _forms(seeds: Mapping[str, Figures], family: str, rivals: Sequence[str]) -> Iterator[str]:
+    """On JuICE's two forms of prompts: over plain, and over its rivals."""
+    for form in ("substitution", "coherent"):
+        for side in SIDES:
+            up = lambda one, f=form, s=side: gains(_formed(one, f, family, s))  # noqa: E731
+            told = each(seeds, lambda one, f=form, s=side: gain(_formed(one, f, family, s)))
+            yield (
+                f"- Prompts of the {form} form, {side}, as the papers choose: over `plain` "
+                f"{verdict(seeds, up)}: {told}."
+            )
+            for rival in rivals:
+                cells = {n: _form_rival(one, form, side, rival) for n, one in seeds.items()}
+                said = verdict(
+                    seeds, lambda one, f=form, s=side, r=rival: _above(_form_rival(one, f, s, r))
+                )
+                told = "; ".join(
+                    f"{n} {'the same' if one is None else points(*one)}" for n, one in cells.items()
+                )
+                yield f"  - above `{rival}`: {said}: {told}."
+
+
+def _formed(figures: Figures, form: str, family: str, side: str) -> Any:
+    return figures["forms"][form][figures["chosen"][family][side]["free"]][f"{side}_rate"]
+
+
+def _form_rival(figures: Figures, form: str, side: str, rival: str) -> Any:
+    return turned(figures["forms"][f"{form} rivals"][f"{side} free"].get(rival))
 
 
 def _decore(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield "### Retrieval heads masked (DeCoRe, Gema et al. 2024)"
     yield ""
-    said = verdict(seeds, lambda one: gains(reached(one, "decore", "context")))
-    told = each(seeds, lambda one: gain(reached(one, "decore", "context")))
-    yield f"- *The masked run is a useful reference*, answers from context: {said}; points: {told}."
-    for rival in ("cad", "adacad"):
-        told = each(
-            seeds,
-            lambda one, r=rival: points(
-                *(beats(one, "decore", r, "context", "free") or (0, None, None))
-            ),
-        )
-        yield f"- Minus `{rival}` at its best, points: {told}."
+    for how, what in CHOICES.items():
+        claim = f"The masked run is a useful reference: more answers from context, {what}"
+        yield from moves(seeds, "decore", "context", how, claim)
+        for rival in ("cad", "adacad"):
+            above = lambda one, r=rival, h=how: _above(beats(one, "decore", r, "context", h))  # noqa: E731
+            told = each(
+                seeds,
+                lambda one, r=rival, h=how: points(
+                    *(beats(one, "decore", r, "context", h) or (0, None, None))
+                ),
+            )
+            said = verdict(seeds, above, keeps("decore", "context", how))
+            yield f"- *Above `{rival}`*, {what}: {said}; points: {told}."
     for family in ("decore", "cad", "adacad"):
         told = each(seeds, lambda one, f=family: _agreement(one, f))
-        yield f"- Agreement under `{family}`, minus plain: {told}."
+        yield f"- Agreement under `{family}`, as the papers choose, minus plain: {told}."
     yield ""
 
 
@@ -229,6 +231,11 @@ def _agreement(figures: Figures, family: str) -> str:
 
 def _random(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield "### Against 20 random sets of as many heads"
+    yield ""
+    yield (
+        "Answers from the wanted source, per cent; guards: points of agreement, reading and "
+        "recall against `plain`."
+    )
     yield ""
     yield "| edit, source | k | " + " | ".join(seeds) + " |"
     yield "|---|---|" + "---|" * len(seeds)
@@ -242,10 +249,17 @@ def _random(seeds: Mapping[str, Figures]) -> Iterator[str]:
             cells.append(
                 f"{100 * found['best'][f'{side}_rate']:.0f} against "
                 f"{100 * drawn['mean']:.0f} ± {100 * drawn['deviation']:.0f}, "
-                f"{drawn['as good']} of {drawn['of']} as good"
+                f"{drawn['as good']} of {drawn['of']} as good; "
+                f"other {100 * found['best']['other_rate']:.0f} against "
+                f"{100 * drawn['other']:.0f}; "
+                f"guards {_lost(found['best'], figures['sets']['plain'])}"
             )
         yield f"| {edit.rpartition('-')[0]}, {side} | {k} | " + " | ".join(cells) + " |"
     yield ""
+
+
+def _lost(row: Mapping[str, float], plain: Mapping[str, float]) -> str:
+    return "/".join(f"{100 * (row[g] - plain[g]):+.0f}" for g in GUARDS)
 
 
 def _roles(seeds: Mapping[str, Figures]) -> Iterator[str]:

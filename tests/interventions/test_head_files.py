@@ -94,7 +94,7 @@ def test_what_a_ranking_lacks_is_named() -> None:
 
 def test_other_weights_are_refused() -> None:
     ranking().check("another name", DIGEST)
-    with pytest.raises(RankingError, match="ranked in the model 'tiny', not in 'big'"):
+    with pytest.raises(RankingError, match="other weights .model 'tiny', .* than those of 'big'"):
         ranking().check("big", "0" * 64)
 
 

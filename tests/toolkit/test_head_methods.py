@@ -71,7 +71,7 @@ def test_another_model_is_refused_or_asked_which_heads(other: Any) -> None:
         InvalidParameterError, match="rank-heads --model MODEL --cases FILE --by at"
     ):
         other.ask(QUESTION, CONTEXT, "head-scale")
-    with pytest.raises(RankingError, match="ranked in the model 'atlas'"):
+    with pytest.raises(RankingError, match="ranked in other weights .model 'atlas'"):
         other.ask(QUESTION, CONTEXT, "head-scale", heads=ck.atlas.heads("attribution"))
     assert other.ask(QUESTION, CONTEXT, "head-scale?heads=1.3", max_new_tokens=3).stats.edits > 0
 
