@@ -19,6 +19,7 @@ QUESTIONS = {
     "adacad": "AdaCAD: the gain of contrast without its harm?",
     "ckplug": "CK-PLUG: how far does alpha move the source?",
     "grd": "GRD: resistance without losing correction or agreement?",
+    "heads": "Heads scaled, pruned, run twice, masked: four papers' claims",
 }
 TABLES = ("Right answers by state", "Cost")
 """Of the tables of `tristate`, those that the page shows."""
