@@ -75,7 +75,8 @@ def test_every_kind_at_every_position(name: str, positions: str, tmp_path: Path)
     model = ck.load(hf, tokenizer=byte_tokenizer())
     cases = ck.atlas.guards("test", "recall")[:3]
     options: Any = {"kinds": module.KINDS, "positions": positions, "stream": "memory"}
-    kept = capture(model, cases, tmp_path / "acts", shard_bytes=1, **options)
+    size = 1 if positions == "last" else 2**20  # a part for each case, or one for all
+    kept = capture(model, cases, tmp_path / "acts", shard_bytes=size, **options)
     body = anatomy.find(hf)
     parts: Any = {"residual": body.layers, "attention": body.attentions, "mlp": body.mlps}
     row = 0

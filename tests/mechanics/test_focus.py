@@ -144,6 +144,8 @@ def test_a_ranking_holds_directions_and_the_method_takes_them(tmp_path: Any) -> 
     assert rule.heads == "+".join(f"{layer}.{head}" for layer, head in heads)
     (edit,) = rule.edits(None)["edited"]
     assert set(edit.directions) == set(heads)
+    assert edit.strength == (0.2,)
+    assert rule.edits(None, 0.5)["edited"][0].strength == (0.1,)
     for head, direction in edit.directions.items():
         expected = torch.tensor(ranking.direction(head), dtype=torch.float32)
         assert torch.equal(direction, expected)

@@ -45,9 +45,9 @@ def short(count: int) -> list[Case]:
 def test_what_can_be_read_is_found_and_what_cannot_is_not(atlas: Any, tmp_path: Path) -> None:
     cases = short(160)
     about = [case.relation == "country" for case in cases]
-    probed = fit_probes(atlas, told(about, cases), layers=[0, 3], kinds=("residual", "mlp"))
+    probed = fit_probes(atlas, told(about, cases), layers=[3, 0], kinds=("mlp", "residual"))
     assert [(one.kind, one.layer) for one in probed.scores] == [
-        ("residual", 0), ("residual", 3), ("mlp", 0), ("mlp", 3),
+        ("mlp", 3), ("mlp", 0), ("residual", 3), ("residual", 0),
     ]  # fmt: skip
     assert max(one.auroc for one in probed.scores) > 0.97
     best = max(probed.scores, key=lambda one: one.auroc)
@@ -94,6 +94,27 @@ def test_no_subject_is_on_both_sides_of_the_split(
     assert probed.probe.about["rows"] == int((~held).sum())
     assert probed.probe.about["validation"]["auroc"] == probed.scores[0].auroc
     probed.probe.check("atlas", atlas.fingerprint)
+
+
+@pytest.mark.slow
+def test_the_best_on_held_out_subjects_is_taken(
+    atlas: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conflictkit.mechanics import probing
+
+    areas = {4: 0.6, 1: 0.9, 2: 0.7, 5: 0.9}
+    real = probing._layer
+
+    def pretend(model: Any, what: Any, *rest: Any) -> Any:
+        probe, score = real(model, what, *rest)
+        return probe, replace(score, auroc=areas[what[2]])
+
+    monkeypatch.setattr(probing, "_layer", pretend)
+    cases = short(80)
+    labels = [case.relation == "country" for case in cases]
+    probed = fit_probes(atlas, told(labels, cases), layers=list(areas), strengths=(10.0,))
+    assert [one.auroc for one in probed.scores] == list(areas.values())
+    assert probed.probe.layer == 1  # of equal ones the first
 
 
 @pytest.mark.slow
