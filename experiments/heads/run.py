@@ -32,7 +32,6 @@ from seed import ALLOWED, CONFLICTS, GUARDS, KINDS, Seed  # noqa: E402
 
 from conflictkit.evaluation import Run  # noqa: E402
 from conflictkit.evaluation.metrics import Cell, summarise  # noqa: E402
-from conflictkit.interventions.heads import Head  # noqa: E402
 
 SIZES = (1, 2, 3, 5)
 RANDOM_SETS = 20
@@ -208,8 +207,8 @@ def sets(seed: Seed, chosen: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"plain": _with_guards(seed, "sets-plain", plain)["plain"]}
     for name, (best, spec) in edits.items():
         for k in SIZES:
-            drawn = [spec(heads, k) for heads in random_heads(seed, k)]
             label = spec(best(k), k)
+            drawn = random_sets(seed, k, spec, label)
             table = rates(seed.answered(f"sets-{name}-{k}", cases, [label, *drawn]))
             side = name.rpartition("-")[2]
             mine = [table[one][f"{side}_rate"] for one in table if one != label]
@@ -270,12 +269,17 @@ def _is(text: str, ranking: Any, source: str) -> bool:
     return text == ".".join(map(str, ranking.top(source, 1)[0]))
 
 
-def random_heads(seed: Seed, k: int) -> list[list[Head]]:
-    """20 draws of 2k different heads, of which an edit takes what it needs."""
+def random_sets(seed: Seed, k: int, spec: Any, best: str) -> list[str]:
+    """20 different sets of as many heads under the same edit, none of them the best."""
     body = seed.rankings["attribution"]
     every = [(layer, head) for layer in range(body.layers) for head in range(body.heads)]
     draw = random.Random(k)
-    return [draw.sample(every, 2 * k) for _ in range(RANDOM_SETS)]
+    found: dict[str, None] = {}
+    while len(found) < RANDOM_SETS:
+        # Of 2k different heads an edit takes what it needs.
+        if (one := spec(draw.sample(every, 2 * k), k)) != best:
+            found[one] = None
+    return list(found)
 
 
 def formed(seed: Seed, chosen: Mapping[str, Any]) -> dict[str, Any]:
