@@ -12,6 +12,8 @@ from conflictkit.interventions.ranking import HeadRanking
 SIDES = ("context", "memory")
 ALPHAS = (-10, -6, -4, -2, -1, 0, 0.5, 2, 3, 4, 6, 10)
 """Of one scaled head, as wide as in Yu et al."""
+FEW_ALPHAS = (-4, -1, 0, 3, 6, 10)
+"""Of every head there is."""
 PRUNED = range(1, 25)
 LARGE, SMALL = range(6), range(4)
 """JuICE's grid: the lists that help the wanted source, and those that harm it."""

@@ -40,6 +40,7 @@ TESTED = {**dict.fromkeys(KINDS, 200), "agreement": 300, "reading": 200, "recall
 CONTROLLED = dict.fromkeys(KINDS, 25)
 FORMED = dict.fromkeys(KINDS, 50)
 CURVED = dict.fromkeys(KINDS, 50)
+SEARCHED = dict.fromkeys(KINDS, 20)
 GUARDED = dict.fromkeys(GUARDS, 60)
 """Beside the curves and the sets, where conflicts alone are answered otherwise."""
 METRICS = ("context_rate", "memory_rate", "other_rate", *CONFLICTS, *GUARDS)
@@ -70,6 +71,7 @@ def main() -> None:
         "tuning": tuning,
         **tested(seed, chosen),
         "curve": curve(seed),
+        "search": search(seed),
         "sets": sets(seed, chosen),
         "forms": formed(seed, chosen),
         "transfer": roles.transfer(seed),
@@ -190,6 +192,31 @@ def curve(seed: Seed) -> dict[str, Any]:
     return found
 
 
+def search(seed: Seed) -> dict[str, Any]:
+    """Every single head at a few alphas on validation, and the best one on test: what attribution,
+    which looks at one pass, may have missed."""
+    specs = [
+        contests.scale([head], alpha) for head in _heads(seed) for alpha in contests.FEW_ALPHAS
+    ]
+    tried = rates(seed.answered("search", seed.drawn("validation", SEARCHED), specs))
+    cases = seed.drawn("test", CURVED)
+    found = {}
+    for side in SIDES:
+        best = max(tried, key=lambda label: tried[label][f"{side}_rate"])
+        run = seed.answered(f"search-{side}", cases, [best])
+        found[side] = {
+            "label": best,
+            "validation": tried[best],
+            "test": _with_guards(seed, f"search-{side}", rates(run))[best],
+        }
+    return found
+
+
+def _heads(seed: Seed) -> list[tuple[int, int]]:
+    body = seed.rankings["attribution"]
+    return [(layer, head) for layer in range(body.layers) for head in range(body.heads)]
+
+
 def _with_guards(
     seed: Seed, what: str, table: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
@@ -271,8 +298,7 @@ def _is(text: str, ranking: Any, source: str) -> bool:
 
 def random_sets(seed: Seed, k: int, spec: Any, best: str) -> list[str]:
     """20 different sets of as many heads under the same edit, none of them the best."""
-    body = seed.rankings["attribution"]
-    every = [(layer, head) for layer in range(body.layers) for head in range(body.heads)]
+    every = _heads(seed)
     draw = random.Random(k)
     found: dict[str, None] = {}
     while len(found) < RANDOM_SETS:

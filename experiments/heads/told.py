@@ -89,6 +89,12 @@ def _yu(seeds: Mapping[str, Figures]) -> Iterator[str]:
     for side in SIDES:
         for how, what in CHOICES.items():
             yield from moves(seeds, "head-scale", side, how, f"It moves answers to {side}, {what}")
+    for side in SIDES:
+        told = each(seeds, lambda one, s=side: _searched(one, s))
+        yield (
+            f"- Of all heads, each at six alphas, the one with most answers from {side} on "
+            f"validation, on test: {told}."
+        )
     for source in SIDES:
         yield f"- The best {source} head, most answers over alpha: {each(seeds, _peak(source))}."
     yield ""
@@ -97,6 +103,13 @@ def _yu(seeds: Mapping[str, Figures]) -> Iterator[str]:
 def _bare(figures: Figures, name: str) -> Any:
     label = "plain" if name == "plain" else figures["chosen"]["head-scale"]["context"][name]
     return figures["kinds"]["bare"][label]
+
+
+def _searched(figures: Figures, side: str) -> str:
+    found = figures["search"][side]
+    plain = figures["sets"]["plain"]
+    setting = found["label"].partition("?")[2].replace("&heads=", " of head ")
+    return f"{100 * found['test'][f'{side}_rate']:.0f} ({setting}; guards {_lost(found['test'], plain)})"
 
 
 def _peak(source: str) -> Callable[[Figures], str]:
