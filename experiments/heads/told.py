@@ -109,7 +109,8 @@ def _searched(figures: Figures, side: str) -> str:
     found = figures["search"][side]
     plain = figures["sets"]["plain"]
     setting = found["label"].partition("?")[2].replace("&heads=", " of head ")
-    return f"{100 * found['test'][f'{side}_rate']:.0f} ({setting}; guards {_lost(found['test'], plain)})"
+    lost = _lost(found["test"], plain)
+    return f"{100 * found['test'][f'{side}_rate']:.0f} ({setting}; guards {lost})"
 
 
 def _peak(source: str) -> Callable[[Figures], str]:
