@@ -37,7 +37,7 @@ def verdict(
 ) -> str:
     """Whether a claim holds, and on how many seeds; with its guards, if it has some."""
     where = [figures for figures in seeds.values() if holds(figures)]
-    told = f"on {len(where)} of {len(seeds)} seeds"
+    told = f"shown on {len(where)} of {len(seeds)} seeds"
     if guarded is not None:
         where = [figures for figures in where if guarded(figures)]
         told += f", with every guard kept on {len(where)}"
