@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
-def write_whole(path: Path, text: str) -> None:
-    """Write all of it or nothing, as UTF-8: readers never see half a file.
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write all of it or nothing, text as UTF-8: readers never see half a file.
 
     A link is followed, an old file's permissions are kept, a new one's are those of any new file.
 
@@ -25,8 +29,8 @@ def write_whole(path: Path, text: str) -> None:
     draft = None
     try:
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
         os.chmod(draft, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(draft, path)
     except BaseException:
@@ -46,6 +50,20 @@ def shortened(value: object, most: int = 160) -> str:
     """A value as people are shown it: of long data the beginning, and how long it is."""
     text = str(value)
     return text if len(text) <= most else f"{text[: most // 4]}... ({len(text):,} characters)"
+
+
+def short(value: object) -> str:
+    """Any value, as an error message may show it."""
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # a number with too many digits to be written
+        return "something"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def is_digest(value: object) -> bool:
+    """Whether it is a SHA-256 in hexadecimal digits."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
@@ -107,6 +125,18 @@ class JsonFile:
             if isinstance(error, self.error):
                 raise
             raise self.error(f"cannot be read as JSON: {error}") from error
+
+    def fields(self, what: str, data: Any, names: Collection[str] | None = None) -> Mapping:
+        """`data`, if it is an object with exactly these fields; names None: with any."""
+        if not isinstance(data, Mapping):
+            raise self.error(f"{what} must be an object")
+        for name in names or ():
+            if name not in data:
+                raise self.error(f"{what} lacks the field '{name}'")
+        for name in data if names is not None else ():
+            if name not in names:
+                raise self.error(f"{what} has an unknown field {short(name)}")
+        return data
 
     @staticmethod
     def _parts(data: bytes) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +20,13 @@ from typing import Any
 from conflictkit import methods
 from conflictkit.controller import Controller
 from conflictkit.errors import ConflictKitError, InvalidParameterError, PolicyError
-from conflictkit.files import JsonFile, write_whole
+from conflictkit.files import JsonFile, is_digest, write_whole
 from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import Rule
 
 FORMAT, VERSION = "conflictkit-policy", 1
 _FILE = JsonFile("policy", PolicyError, largest=2 * 1024 * 1024, most_parts=4000)
 """A policy is a few hundred bytes, but for the directions of `focus`: about 700 for a head."""
-_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class ModelTie:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise PolicyError("model.name must be text")
-        if not isinstance(self.fingerprint, str) or not _FINGERPRINT.fullmatch(self.fingerprint):
+        if not is_digest(self.fingerprint):
             raise PolicyError("model.fingerprint must be 64 hexadecimal digits")
 
 
@@ -134,7 +132,7 @@ class Policy:
                 the message names the field.
         """
         try:
-            _fields("policy", data, _KEYS)
+            _FILE.fields("policy", data, _KEYS)
             if data["format"] != FORMAT:
                 raise PolicyError(f"format must be '{FORMAT}'")
             if data["version"] != VERSION or isinstance(data["version"], bool):
@@ -143,12 +141,12 @@ class Policy:
                 )
             if not isinstance(data["method"], str):
                 raise PolicyError("method must be text")
-            _fields("params", data["params"], None)
+            _FILE.fields("params", data["params"], None)
             info = methods.describe(data["method"])
-            _fields("params", data["params"], {p.name for p in info.parameters})
+            _FILE.fields("params", data["params"], {p.name for p in info.parameters})
             when = data["when"]
             if when is not None:
-                when = Gate(**_fields("when", when, Gate.__dataclass_fields__))
+                when = Gate(**_FILE.fields("when", when, Gate.__dataclass_fields__))
             # Not `build`: a file holds every parameter, so nothing is left to follow from others.
             rule = info.rule(**data["params"])
             return cls(
@@ -282,18 +280,5 @@ def choose_rows(
 _KEYS = tuple(Policy.of("plain").to_dict())
 
 
-def _fields(where: str, data: Any, names: Any) -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        raise PolicyError(f"{where} must be an object")
-    if names is not None:
-        for name in names:
-            if name not in data:
-                raise PolicyError(f"{where} lacks the field '{name}'")
-        for name in data:
-            if name not in names:
-                raise PolicyError(f"{where} has an unknown field {name!r}")
-    return dict(data)
-
-
 def _part(kind: Any, where: str, data: Any) -> Any:
-    return None if data is None else kind(**_fields(where, data, kind.__dataclass_fields__))
+    return None if data is None else kind(**_FILE.fields(where, data, kind.__dataclass_fields__))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from conflictkit.errors import InvalidParameterError, ProbeError, UnsupportedError, unknown_name
-from conflictkit.files import JsonFile
+from conflictkit.files import JsonFile, is_digest, write_whole
 
 __all__ = ["KINDS", "OPTIMISERS", "PENALTIES", "TARGETS", "LayerProbe", "fit"]
 
@@ -37,10 +36,9 @@ FORMAT, VERSION = "conflictkit-probe", 1
 TARGETS = ("conflict", "source")
 KINDS = ("residual", "attention", "mlp")
 OPTIMISERS, PENALTIES = ("scikit-learn", "paper"), ("l2", "l1")
-_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _WIDEST = 2**20
 _FIELDS = ("format", "version", "target", "kind", "layer", "bias", "model", "fingerprint", "about")
-_HEADER = JsonFile("probe", ProbeError, largest=1, most_parts=10_000)
+_HEADER = JsonFile("probe", ProbeError, largest=2**20, most_parts=10_000)
 # The paper's: lambda, learning rate, its decay by epoch, epochs, rows of a batch.
 _LAMBDA, _RATE, _DECAY, _EPOCHS, _BATCH = 6e-4, 2e-3, 0.95, 20, 64
 
@@ -87,7 +85,7 @@ class LayerProbe:
             raise ProbeError("bias must be a finite number")
         if not isinstance(self.model, str) or not isinstance(self.about, Mapping):
             raise ProbeError("model must be text, and about an object")
-        if not isinstance(self.fingerprint, str) or not _FINGERPRINT.fullmatch(self.fingerprint):
+        if not is_digest(self.fingerprint):
             raise ProbeError("fingerprint must be 64 hexadecimal digits")
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "bias", float(bias))
@@ -136,13 +134,10 @@ class LayerProbe:
 
         told = {name: getattr(self, name) for name in _FIELDS[2:]}
         text = json.dumps({"format": FORMAT, "version": VERSION, **told}, allow_nan=False)
-        place = Path(os.path.realpath(path))
-        draft = place.with_name(f".{place.name}.{os.getpid()}.draft")
         try:
-            draft.write_bytes(save({"weights": self.weights}, metadata={"conflictkit": text}))
-            os.replace(draft, place)
+            data = save({"weights": self.weights}, metadata={"conflictkit": text})
+            write_whole(Path(path), data)
         except (OSError, ValueError) as error:
-            draft.unlink(missing_ok=True)
             raise ProbeError(f"cannot write the probe {os.fspath(path)!r}: {error}") from error
 
     @classmethod
@@ -178,12 +173,7 @@ class LayerProbe:
             raise ProbeError(
                 f"version {told.get('version')!r} cannot be read: this release knows 1"
             )
-        for name in _FIELDS:
-            if name not in told:
-                raise ProbeError(f"it lacks the field '{name}'")
-        for name in told:
-            if name not in _FIELDS:
-                raise ProbeError(f"it has an unknown field {name!r}")
+        _HEADER.fields("it", told, _FIELDS)
         return cls(weights=weights, **{name: told[name] for name in _FIELDS[2:]})
 
 

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from conflictkit.errors import ContextTooLongError, InvalidParameterError
+from conflictkit.errors import (
+    BoundaryError,
+    ContextTooLongError,
+    EmptyInputError,
+    InvalidParameterError,
+)
 from conflictkit.prompts import answer_ids
 from conflictkit.types import Case
 
@@ -15,6 +20,9 @@ if TYPE_CHECKING:
     from conflictkit.toolkit import Model
 
 Ids = tuple[int, ...]
+
+CASE_ERRORS = (EmptyInputError, ContextTooLongError, BoundaryError)
+"""What one case may be at fault for; any other error would meet every case."""
 
 
 @dataclass(frozen=True)

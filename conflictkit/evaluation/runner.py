@@ -13,15 +13,13 @@ import torch
 
 from conflictkit import __version__
 from conflictkit.errors import (
-    BoundaryError,
     ConflictKitError,
-    ContextTooLongError,
     EmptyInputError,
     InvalidParameterError,
     LogitsError,
     unknown_name,
 )
-from conflictkit.evaluation.asking import Ready, pick, prepare
+from conflictkit.evaluation.asking import CASE_ERRORS, Ready, pick, prepare
 from conflictkit.evaluation.cases import cases_hash, load_cases
 from conflictkit.evaluation.contenders import Contender, Group, Policies, contenders
 from conflictkit.evaluation.folder import Aside, Folder, Run, check_folder, load_run
@@ -44,9 +42,6 @@ OPTIONS = (
     "heads",
 )  # fmt: skip
 """Options of `Model` that say how an answer is worded and decoded."""
-
-# What one case may be at fault for; any other error would meet every case.
-_CASE_ERRORS = (EmptyInputError, ContextTooLongError, BoundaryError)
 
 
 def evaluate(
@@ -321,7 +316,7 @@ def _prepared(
     for number, case in enumerate(cases):
         try:
             ready.append(prepare(model, case, number, wording))
-        except _CASE_ERRORS as error:
+        except CASE_ERRORS as error:
             aside.append(_aside(case, error))
     if not ready:
         raise EmptyInputError(f"none of the {len(aside)} cases can be asked: {aside[0].reason}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from conflictkit.errors import RankingError
-from conflictkit.files import JsonFile
+from conflictkit.files import JsonFile, short
 from conflictkit.interventions.heads import Head
 
 KINDS = ("context", "memory")
@@ -26,20 +25,6 @@ FILE = JsonFile("ranking", RankingError, largest=64 * 1024 * 1024, most_parts=4_
 """128 layers of 128 heads need 2 million bytes, with directions of 128 numbers 30 million."""
 _LONGEST = 10_000
 """Characters of the longest name."""
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def fields(what: str, data: Any, names: Sequence[str] | None = None) -> Mapping[str, Any]:
-    """`data`, if it is an object with exactly these fields."""
-    if not isinstance(data, Mapping):
-        raise RankingError(f"{what} must be an object")
-    for name in names or ():
-        if name not in data:
-            raise RankingError(f"{what} lacks the field '{name}'")
-    for name in data if names is not None else ():
-        if name not in names:
-            raise RankingError(f"{what} has an unknown field {short(name)}")
-    return data
 
 
 def tables(what: str, data: Mapping[str, Any]) -> dict[str, Table]:
@@ -112,20 +97,6 @@ def is_text(value: Any) -> bool:
     if not isinstance(value, str) or len(value) > _LONGEST:
         return False
     return not any(0xD800 <= ord(one) < 0xE000 for one in value)
-
-
-def is_digest(value: Any) -> bool:
-    """Whether it is a SHA-256 in hexadecimal digits."""
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
-
-
-def short(value: Any) -> str:
-    """Any value, as an error message may show it."""
-    try:
-        shown = repr(value)
-    except (RecursionError, ValueError):  # a number with too many digits to be written
-        return "something"
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def text(data: Mapping[str, Any]) -> str:

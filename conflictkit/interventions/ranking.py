@@ -30,7 +30,7 @@ from torch import Tensor
 
 from conflictkit import __version__
 from conflictkit.errors import InvalidParameterError, RankingError
-from conflictkit.files import write_whole
+from conflictkit.files import is_digest, short, write_whole
 from conflictkit.interventions import _headfile as strict
 from conflictkit.interventions._headfile import KINDS, Directions, Table
 from conflictkit.interventions.heads import Head
@@ -88,11 +88,11 @@ class HeadRanking:
             if not strict.is_text(getattr(self, name)):
                 raise RankingError(f"{name} must be text")
         for name in ("fingerprint", "cases_hash"):
-            if not strict.is_digest(getattr(self, name)):
+            if not is_digest(getattr(self, name)):
                 raise RankingError(f"{name} must be 64 hexadecimal digits")
         strict.whole("cases", self.cases, least=1)
         strict.whole("seed", self.seed)
-        strict.fields("dropped", self.dropped)
+        strict.FILE.fields("dropped", self.dropped)
         for reason, count in self.dropped.items():
             if not strict.is_text(reason):
                 raise RankingError("a reason in dropped must be text")
@@ -109,8 +109,8 @@ class HeadRanking:
             object.__setattr__(self, "directions", checked)
 
     def _set_tables(self) -> None:
-        strict.fields("scores", self.scores)
-        strict.fields("errors", self.errors)
+        strict.FILE.fields("scores", self.scores)
+        strict.FILE.fields("errors", self.errors)
         tables = {name: strict.tables(name, getattr(self, name)) for name in ("scores", "errors")}
         if not tables["scores"]:
             raise RankingError(f"scores must hold {' or '.join(KINDS)}")
@@ -240,17 +240,15 @@ class HeadRanking:
                 the message names it.
         """
         # What it is comes first: nothing else about a foreign file is worth saying.
-        strict.fields("a ranking of heads", data)
+        strict.FILE.fields("a ranking of heads", data)
         if data.get("format") != FORMAT:
             raise RankingError(f"format must be '{FORMAT}'")
         if data.get("version") != VERSION or isinstance(data["version"], bool):
             known = f"this release knows {VERSION}"
-            raise RankingError(
-                f"version {strict.short(data.get('version'))} cannot be read: {known}"
-            )
-        strict.fields("the file", data, cls.FIELDS)
-        tie = strict.fields("model", data["model"], ("name", "fingerprint"))
-        cases = strict.fields("cases", data["cases"], ("count", "hash", "dropped"))
+            raise RankingError(f"version {short(data.get('version'))} cannot be read: {known}")
+        strict.FILE.fields("the file", data, cls.FIELDS)
+        tie = strict.FILE.fields("model", data["model"], ("name", "fingerprint"))
+        cases = strict.FILE.fields("cases", data["cases"], ("count", "hash", "dropped"))
         for name in LISTS:
             if data[name] is not None and not isinstance(data[name], list):
                 raise RankingError(f"{name} must be a list or null")
@@ -272,7 +270,7 @@ class HeadRanking:
         for name in ("layers", "heads"):
             if type(data[name]) is not int or data[name] != getattr(made, name):
                 raise RankingError(
-                    f"{name} is {strict.short(data[name])}, the tables have {getattr(made, name)}"
+                    f"{name} is {short(data[name])}, the tables have {getattr(made, name)}"
                 )
         return made
 

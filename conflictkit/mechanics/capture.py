@@ -28,15 +28,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from conflictkit import __version__, anatomy, models
+from conflictkit.detectors.probe import KINDS
 from conflictkit.errors import (
-    BoundaryError,
-    ContextTooLongError,
-    EmptyInputError,
     InvalidParameterError,
     LogitsError,
     unknown_name,
 )
-from conflictkit.evaluation.asking import Ready, prepare
+from conflictkit.evaluation.asking import CASE_ERRORS, Ready, prepare
 from conflictkit.evaluation.cases import cases_hash
 from conflictkit.mechanics import captured
 from conflictkit.mechanics._runs import batches, first, hooked, network, read
@@ -47,8 +45,6 @@ from conflictkit.types import Case
 if TYPE_CHECKING:
     from conflictkit.toolkit import Model
 
-KINDS = ("residual", "attention", "mlp")
-"""The stream behind a layer, what its attention puts out, what its MLP puts out."""
 POSITIONS = ("last", "prompt")
 """The prompt's last position, or all of them."""
 _MOST_CASES = 1024
@@ -182,7 +178,7 @@ def _part(
     while stop < len(cases) and stop - start < _MOST_CASES and size < shard_bytes:
         try:
             one = prepare(model, cases[stop], stop, wording)
-        except (EmptyInputError, ContextTooLongError, BoundaryError) as error:
+        except CASE_ERRORS as error:
             aside[type(error).__name__] += 1
         else:
             if stream in one.prompts:

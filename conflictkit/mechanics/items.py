@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from conflictkit.errors import BoundaryError, ContextTooLongError, EmptyInputError
+from conflictkit.errors import BoundaryError, ContextTooLongError
+from conflictkit.evaluation.asking import CASE_ERRORS
 from conflictkit.prompts import Prompt, answer_ids
 from conflictkit.types import Case
 
@@ -111,7 +112,7 @@ def _item(
         prompt = asked.prompt(case.question, case.contexts)
         answer = asked.answer(case.context_answers[0])
         first = {"m": asked.first(case.memory_answers[0]), "c": answer[0]}
-    except (BoundaryError, ContextTooLongError, EmptyInputError):
+    except CASE_ERRORS:
         return NOT_ASKED
     if first["m"] == first["c"]:
         return SHARED

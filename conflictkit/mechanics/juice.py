@@ -30,11 +30,9 @@ from torch.nn import Module
 
 from conflictkit import anatomy
 from conflictkit.errors import (
-    BoundaryError,
-    ContextTooLongError,
-    EmptyInputError,
     InvalidParameterError,
 )
+from conflictkit.evaluation.asking import CASE_ERRORS
 from conflictkit.interventions.heads import Head, HeadAdd, HeadTap
 from conflictkit.mechanics._runs import Progress, need, network, read, tell
 from conflictkit.mechanics.items import NO_CONFLICT, NOT_ASKED, gives_another
@@ -131,7 +129,7 @@ def build(
                 first = model.prompts(case.question, [sentence], **wording)
                 second = model.prompts(case.question, list(case.contexts), **wording)
                 answer = answer_ids(model.tokenizer, case.question, case.memory_answers[0], **form)
-            except (BoundaryError, ContextTooLongError, EmptyInputError):
+            except CASE_ERRORS:
                 dropped[NOT_ASKED] += 1
                 continue
             prompts = first["memory"].ids, first["context"].ids, second["context"].ids

@@ -21,7 +21,7 @@ import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,8 +239,7 @@ def _layer(
         "penalty": penalty, "optimiser": optimiser, "seed": seed,
         "rows": int((~held).sum()), "validation": asdict(score),
     }  # fmt: skip
-    told = LayerProbe(target, kind, layer, weights, bias, model.name, model.fingerprint, about)
-    return told, score
+    return replace(probe, about=about), score
 
 
 def _auroc(scores: Any, labels: Any) -> float:

@@ -106,8 +106,6 @@ def _bare(figures: Figures, name: str) -> Any:
 
 
 def _searched(figures: Figures, side: str) -> str:
-    if "search" not in figures:  # of a run that was made before
-        return "not tried"
     found = figures["search"][side]
     plain = figures["sets"]["plain"]
     setting = found["label"].partition("?")[2].replace("&heads=", " of head ")

@@ -10,13 +10,11 @@ import torch
 from scipy import stats
 
 from conflictkit.detectors.statistics import STATISTICS, gini, hoyer, kurtosis
+from tests.golden import mechanistic
 
 
 def test_the_released_numbers(shared: Path) -> None:
-    file = shared / "parity" / "mechanistic" / "spare_activation_stats.npz"
-    if not file.is_file():
-        pytest.skip(f"needs {file}: golden numbers that are not part of the project")
-    golden = np.load(file)
+    golden = mechanistic(shared, "spare_activation_stats.npz")
     names = {"kurtosis": "kurtosis", "hoyer": "hoyer", "gini": "gini",
              "l1-norm": "l1norm", "l2-norm": "l2norm"}  # fmt: skip
     for case in range(int(golden["n_cases"])):

@@ -23,6 +23,7 @@ from conflictkit.interventions import (
     activations,
 )
 from tests.anatomy import families
+from tests.golden import mechanistic, of_case, tiny_llama
 from tests.interventions.attention_by_definition import (
     KERNELS,
     by_definition,
@@ -164,20 +165,9 @@ def test_the_released_steering_gives_the_released_numbers(
     case: int, attention: str, shared: Path
 ) -> None:
     """All heads (compounding over layers), chosen heads, two spans, `include`; no mask given."""
-    file = shared / "parity" / "mechanistic" / "pasta_attention_steering.npz"
-    if not file.is_file():
-        pytest.skip(f"needs {file}: golden numbers that are not part of the project")
-    with np.load(file) as arrays:
-        golden = {k.split("/", 1)[1]: arrays[k] for k in arrays if k.startswith(f"c{case}/")}
-    config = hf.LlamaConfig(
-        vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, rms_norm_eps=1e-6,
-    )  # fmt: skip
-    model = hf.LlamaForCausalLM(config).eval()
+    golden = of_case(mechanistic(shared, "pasta_attention_steering.npz"), case)
+    model = tiny_llama(golden)
     model.set_attn_implementation(attention)
-    model.load_state_dict(
-        {k.split("/", 1)[1]: torch.from_numpy(v) for k, v in golden.items() if "weights/" in k}
-    )
     chosen = json.loads(str(golden["head_config"]))
     everywhere = None in chosen.values()
     heads = [(int(layer), head) for layer, some in chosen.items() for head in some or ()]

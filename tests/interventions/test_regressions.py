@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from conflictkit import anatomy
 from conflictkit.errors import InvalidParameterError
@@ -27,6 +26,7 @@ from conflictkit.interventions import (
     MaskedHeads,
 )
 from tests.anatomy.families import model, tokens
+from tests.golden import mechanistic, of_case, tiny_llama
 
 ONE = torch.linspace(-3, 3, 8)
 
@@ -163,18 +163,8 @@ def test_a_head_index_acts_on_that_head_alone(hf: Any, kind: int) -> None:
 
 @pytest.mark.parametrize("case", range(4))
 def test_the_released_runs_of_juice_give_the_released_numbers(case: int, shared: Path) -> None:
-    file = shared / "parity" / "mechanistic" / "juice_llama_jro_jrt.npz"
-    if not file.is_file():
-        pytest.skip(f"needs {file}: golden numbers that are not part of the project")
-    with np.load(file) as arrays:
-        golden = {k.split("/", 1)[1]: arrays[k] for k in arrays if k.startswith(f"c{case}/")}
-    config = transformers.LlamaConfig(
-        vocab_size=41, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False, rms_norm_eps=1e-6,
-    )  # fmt: skip
-    made = transformers.LlamaForCausalLM(config).eval()
-    weights = {k.split("/", 1)[1]: torch.from_numpy(v) for k, v in golden.items() if "/" in k}
-    made.load_state_dict(weights)
+    golden = of_case(mechanistic(shared, "juice_llama_jro_jrt.npz"), case)
+    made = tiny_llama(golden)
     ids = torch.from_numpy(golden["ids"])
     pairs = zip(golden["heads"].tolist(), golden["alphas"].tolist(), strict=True)
     amounts = {(layer, head): alpha for (layer, head), alpha in pairs}

@@ -15,6 +15,7 @@ from conflictkit.errors import EmptyInputError, InvalidParameterError, Unsupport
 from conflictkit.mechanics.attention import attention_mass, contextual_score
 from conflictkit.mechanics.items import Item
 from tests.anatomy.families import CONFIGS
+from tests.golden import mechanistic
 from tests.mechanics.worlds import atlas, items, logits, world
 
 
@@ -51,10 +52,7 @@ def test_mass_is_that_of_a_model_that_writes_its_attention_out(name: str) -> Non
 
 
 def test_the_released_score(shared: Path) -> None:
-    file = shared / "parity" / "mechanistic" / "focus_contextual_score.npz"
-    if not file.is_file():
-        pytest.skip(f"needs {file}: golden numbers that are not part of the project")
-    golden = np.load(file)
+    golden = mechanistic(shared, "focus_contextual_score.npz")
     for case in range(int(golden["n_cases"])):
         get = {name: golden[f"c{case}/{name}"] for name in ("attn", "span", "response", "score")}
         span, read_at = (tuple(get[name].tolist()) for name in ("span", "response"))

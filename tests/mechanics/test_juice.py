@@ -14,18 +14,12 @@ from conflictkit import anatomy
 from conflictkit.errors import EmptyInputError, InvalidParameterError
 from conflictkit.mechanics import juice
 from conflictkit.mechanics.items import NO_CONFLICT
+from tests.golden import mechanistic
 from tests.mechanics.worlds import logits, replaced, seen, world
 
 
-def golden(shared: Path, name: str) -> Any:
-    file = shared / "parity" / "mechanistic" / name
-    if not file.is_file():
-        pytest.skip(f"needs {file}: golden numbers that are not part of the project")
-    return np.load(file)
-
-
 def test_the_lists_of_the_released_ranking(shared: Path) -> None:
-    numbers = golden(shared, "juice_head_ranking.npz")
+    numbers = mechanistic(shared, "juice_head_ranking.npz")
     cases = sorted({name.split("/")[0] for name in numbers.files if "/pos" in name})
     assert cases
     for case in cases:
@@ -37,7 +31,7 @@ def test_the_lists_of_the_released_ranking(shared: Path) -> None:
 
 
 def test_the_released_scores_of_gemma_2(shared: Path) -> None:
-    numbers = golden(shared, "juice_gemma2_2b_world_capital.npz")
+    numbers = mechanistic(shared, "juice_gemma2_2b_world_capital.npz")
     assert tuple(numbers["alphas_positive"]) == juice.UP
     assert tuple(numbers["alphas_negative"]) == juice.DOWN
     up, down = (torch.from_numpy(numbers[f"raw_{name}"]) for name in ("positive", "negative"))
