@@ -70,6 +70,10 @@ class ProbeError(ConflictKitError, ValueError):
     """A probe that cannot be read, written, or used with this model."""
 
 
+class SAEError(ConflictKitError, ValueError):
+    """A sparse autoencoder that cannot be read, or used with this model."""
+
+
 class RowError(ConflictKitError, ValueError):
     """A row of an input file that cannot be used; the message names file, line and field."""
 

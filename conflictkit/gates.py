@@ -10,18 +10,22 @@ confidence-gain < 0 at prompt
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from conflictkit import detectors
+from conflictkit.detectors.probe import LayerProbe
 from conflictkit.errors import InvalidParameterError
 from conflictkit.interventions.contrast import Parameter, check
 from conflictkit.types import GATE_TOLERANCE, State, Step
 
 TIMES = ("step", "prompt")
+PROBE = "probe"
+"""What a gate calls a probe of the context stream's activations."""
 UNDECIDED, CLOSED, OPEN = 0, 1, 2
 
 _BOUNDS = [
@@ -43,13 +47,15 @@ class Gate:
     is a fold over the steps of a row: beams may reorder it and drafts may roll it back.
 
     Attributes:
-        detector: name of a detector; see `conflictkit.detectors`.
+        detector: name of a detector (see `conflictkit.detectors`), or `probe`.
         sign: `>`: open above the threshold; `<`: open below it.
         threshold: in the detector's unit.
         release: with hysteresis, an open gate closes only beyond this value on the other side; it
             must not be stricter than `threshold`. None: `threshold` itself.
         at: `step`: asked at every token; `prompt`: asked before the first token under control and
             held for the rest of the answer.
+        probe: the probe that `probe` stands for; None: to be settled before use (`reading`), which
+            the toolkit does.
 
     Raises:
         UnknownNameError: no such detector.
@@ -62,11 +68,17 @@ class Gate:
     threshold: float
     release: float | None = None
     at: str = "step"
+    probe: LayerProbe | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.detector, str):
             raise InvalidParameterError(f"gate: detector must be a name, not {self.detector!r}")
-        detectors.get(self.detector)
+        if self.detector != PROBE:
+            detectors.get(self.detector)
+        if self.probe is not None and not (
+            isinstance(self.probe, LayerProbe) and self.detector == PROBE
+        ):
+            raise InvalidParameterError("gate: probe= is a LayerProbe, for the detector 'probe'")
         if self.sign not in ("<", ">"):
             raise InvalidParameterError(f"gate: sign must be '<' or '>', not {self.sign!r}")
         object.__setattr__(self, "threshold", check("gate", _BOUNDS[0], self.threshold))
@@ -118,7 +130,22 @@ class Gate:
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the streams that the detector reads."""
-        return detectors.get(self.detector).needs
+        return ("context",) if self.detector == PROBE else detectors.get(self.detector).needs
+
+    def reading(self, probe: LayerProbe) -> Self:
+        """The same with this probe, where it wants one and has none."""
+        wants = self.detector == PROBE and self.probe is None
+        return replace(self, probe=probe) if wants else self
+
+    def _score(self, step: Step) -> Tensor:
+        if self.detector != PROBE:
+            return detectors.get(self.detector)(step)
+        if self.probe is None or self.probe.place not in step.activations:
+            raise InvalidParameterError(
+                f"the gate '{self}' reads activations: it works in ask, evaluate, serve and "
+                "generate(custom_generate=conflictkit.decode), with a probe (probe=FILE)"
+            )
+        return self.probe(step.activations[self.probe.place]).to(step.logits.device)
 
     def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
         """`gate`: `[batch]` int64, every row undecided."""
@@ -130,7 +157,7 @@ class Gate:
         Returns:
             `[batch]` bool: open; `[batch]` float32: the score; the new state.
         """
-        score = detectors.get(self.detector)(step)
+        score = self._score(step)
         before = state["gate"]
         is_open = self.fires(score)
         if self.at == "prompt":
@@ -153,7 +180,19 @@ class Gate:
 
     def to_dict(self) -> dict[str, Any]:
         """The gate as JSON can hold it."""
-        return dict(vars(self))
+        told = dict(vars(self))
+        probe = told.pop("probe")
+        return told if probe is None else {**told, "probe": probe.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Gate:
+        """A gate from what `to_dict` returned.
+
+        Raises:
+            ConflictKitError: a value that the gate or its probe refuses.
+        """
+        probe = data.get("probe")
+        return cls(**{**data, "probe": None if probe is None else LayerProbe.from_dict(probe)})
 
     @classmethod
     def of(cls, given: Gate | str | None) -> Gate | None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from conflictkit import atlas, detectors
 from conflictkit.controller import Controller
+from conflictkit.detectors.probe import LayerProbe
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
+from conflictkit.gates import PROBE, Gate
 from conflictkit.interventions.contrast import Rule
-from conflictkit.interventions.edited import EditRule
+from conflictkit.interventions.edited import EditRule, SteeredRule
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.per_row import PerRow
 from conflictkit.policy import PARTS, Policy, choose_rows
@@ -28,7 +30,7 @@ Policies = Policy | str | os.PathLike[str]
 
 OPTIONS = (
     "policy", *PARTS, "trace", "scores", "top", "chat", "template", "truncate", "processors",
-    "compare", "documents", "per_passage", "heads",
+    "compare", "documents", "per_passage", "heads", "probe",
 )  # fmt: skip
 
 TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
@@ -44,6 +46,7 @@ class Job:
         decoding, scores, top, processors: as `Stepper` takes them.
         per_passage: record what every passage alone makes of each token.
         rankings: where methods that edit heads take them from, if they name none.
+        probe: what gates on `probe` read, if they hold none.
     """
 
     policies: tuple[Policy, ...]
@@ -53,6 +56,7 @@ class Job:
     processors: tuple[Processor, ...]
     per_passage: bool = False
     rankings: tuple[HeadRanking, ...] = ()
+    probe: LayerProbe | None = None
 
     @property
     def control(self) -> Control:
@@ -89,13 +93,24 @@ def resolve(
     if not isinstance(wording["template"], PromptTemplate | None):
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
     wording["truncate"] = given.pop("truncate", False)
-    rankings = _rankings(given)
+    rankings, probe = _rankings(given), _probe(given)
     decoding = _decoding(given)
     policies = _policies(method, given, rows)
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
     kept = top if trace else None
-    return Job(policies, decoding, recorded, kept, processors, per_passage, rankings), wording
+    read = (rankings, probe)
+    return Job(policies, decoding, recorded, kept, processors, per_passage, *read), wording
+
+
+def _probe(given: dict[str, Any]) -> LayerProbe | None:
+    """The probe, or the file of one, in `given`."""
+    probe = given.pop("probe", None)
+    if probe is None or isinstance(probe, LayerProbe):
+        return probe
+    if not isinstance(probe, str | os.PathLike):
+        raise InvalidParameterError(f"probe must be one, or its file, not {type(probe).__name__}")
+    return LayerProbe.load(probe)
 
 
 def _rankings(given: dict[str, Any]) -> tuple[HeadRanking, ...]:
@@ -114,32 +129,60 @@ def _rankings(given: dict[str, Any]) -> tuple[HeadRanking, ...]:
     return tuple(found)
 
 
-def with_heads(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy, ...]:
-    """The policies, with heads for the methods that edit some and name none.
+def settled(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy, ...]:
+    """The policies, with what their methods and gates were not told: heads, directions, probes.
 
     Args:
-        job: its rankings, or Atlas's own where the weights are Atlas's.
-        name, fingerprint: of the model; weights are looked at only if a method needs heads.
+        job: its rankings and probe, or Atlas's own where the weights are Atlas's.
+        name, fingerprint: of the model; weights are looked at only if something belongs to them.
 
     Raises:
-        InvalidParameterError, RankingError: no heads, or those of another model or analysis.
+        InvalidParameterError, RankingError, ProbeError: nothing is known, or that of another model
+            or analysis.
     """
     for ranking in job.rankings:
         ranking.check(name, fingerprint())
 
-    def settled(policy: Policy) -> Policy:
+    def shipped(rule: SteeredRule) -> SteeredRule:
+        file = atlas.steering(rule.name)
+        fitted = None if file is None else Policy.load(file)
+        if fitted is None or fitted.model is None or fitted.model.fingerprint != fingerprint():
+            return rule.checked()
+        theirs = fitted.controller.rule
+        return rule.taking(theirs) if isinstance(theirs, SteeredRule) else rule.checked()
+
+    def probed(gate: Gate) -> Gate:
+        if gate.detector != PROBE:
+            return gate
+        probe = gate.probe or job.probe
+        if probe is None and (file := atlas.probe()) is not None:
+            own = LayerProbe.load(file)
+            probe = own if own.fingerprint == fingerprint() else None
+        if probe is None:
+            raise InvalidParameterError(
+                f"the gate '{gate}' needs a probe of this model: fit one (conflictkit fit-probe "
+                "--model MODEL --cases FILE --out probe.safetensors) and pass it (--probe FILE)"
+            )
+        probe.check(name, fingerprint())
+        return gate.reading(probe)
+
+    def complete(policy: Policy) -> Policy:
+        if (gate := policy.controller.gate) is not None:
+            policy = replace(policy, controller=replace(policy.controller, when=probed(gate)))
         rule = policy.controller.rule
+        if isinstance(rule, SteeredRule) and not rule.is_settled:
+            return replace(policy, controller=replace(policy.controller, rule=shipped(rule)))
         if not isinstance(rule, EditRule) or rule.is_settled:
             return policy
         fitting = [one for one in job.rankings if rule.fits(one)]
         ranking = next(iter([*fitting, *job.rankings]), None)
         if ranking is None and (file := atlas.heads(rule.ranked_by)) is not None:
-            shipped = HeadRanking.read(file)
-            ranking = shipped if shipped.fingerprint == fingerprint() else None
+            own = HeadRanking.read(file)
+            ranking = own if own.fingerprint == fingerprint() else None
         rule = rule.checked() if ranking is None else rule.settled(ranking)
         return replace(policy, controller=replace(policy.controller, rule=rule))
 
-    return tuple(map(settled, job.policies))
+    return tuple(map(complete, job.policies))
 
 
 def _decoding(given: dict[str, Any]) -> Decoding:

@@ -11,6 +11,7 @@ from torch import Tensor
 from conflictkit.controller import Controller
 from conflictkit.interventions.activations import Edit, Edits
 from conflictkit.interventions.edited import EditRule, Prompts
+from conflictkit.interventions.taps import LayerTap
 from conflictkit.per_row import PerRow
 from conflictkit.streams import Stream
 from conflictkit.types import Control
@@ -51,6 +52,9 @@ def open_streams(
     wanted = dict.fromkeys(control.needs if names is None else names)
     lengths = [len(row) for row in prompts.get("context", ())]
     changes = _edits(control, Prompts(lengths, spans))
+    tap = _tap(control)
+    if tap is not None:
+        changes.setdefault("context", []).append((tap, None))
     # In this order, because an edit may need what another stream has just computed.
     streams: dict[str, Stream] = {}
     for name in sorted(wanted, key=lambda name: name in EDITED):
@@ -63,8 +67,9 @@ def open_streams(
             edits, whose = [edit for edit, _ in own], [rows for _, rows in own]
             acting = Edits(model, edits, prompt_lengths=lengths, only=whose)
         origin = streams.get("context") if name == "masked" else None
+        seen = tap.values if tap is not None and name == "context" else None
         streams[name] = Stream(
-            model, ids, pad_id=pad_id, use_cache=use_cache, acting=acting, origin=origin
+            model, ids, pad_id=pad_id, use_cache=use_cache, acting=acting, origin=origin, seen=seen
         )
     return streams
 
@@ -79,6 +84,13 @@ def _controllers(control: Control) -> list[tuple[Controller, Tensor | None]]:
         rows = torch.tensor(control.rows)
         return [(one, rows == number) for number, one in enumerate(control.controls)]
     return [(control, None)] if isinstance(control, Controller) else []
+
+
+def _tap(control: Control) -> LayerTap | None:
+    """What the gates' probes read of the context stream."""
+    gates = [one.gate for one, _ in _controllers(control)]
+    probes = [gate.probe for gate in gates if gate is not None and gate.probe is not None]
+    return LayerTap([(one.kind, one.layer) for one in probes]) if probes else None
 
 
 def _edits(control: Control, prompts: Prompts) -> dict[str, list[Whose]]:

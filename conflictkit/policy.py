@@ -116,7 +116,7 @@ class Policy:
             "version": VERSION,
             "method": controller.rule.name,
             "params": asdict(controller.rule),
-            "when": asdict(controller.gate) if controller.gate else None,
+            "when": controller.gate.to_dict() if controller.gate else None,
             "strength": controller.strength,
             "start_after": list(marker) if isinstance(marker, tuple) else marker,
             "model": asdict(self.model) if self.model else None,
@@ -146,7 +146,9 @@ class Policy:
             _FILE.fields("params", data["params"], {p.name for p in info.parameters})
             when = data["when"]
             if when is not None:
-                when = Gate(**_FILE.fields("when", when, Gate.__dataclass_fields__))
+                probed = isinstance(when, Mapping) and "probe" in when
+                names = [one for one in Gate.__dataclass_fields__ if one != "probe" or probed]
+                when = Gate.from_dict(_FILE.fields("when", when, names))
             # Not `build`: a file holds every parameter, so nothing is left to follow from others.
             rule = info.rule(**data["params"])
             return cls(

@@ -131,6 +131,7 @@ class Stepper:
         self.first = first
         self.batch = self.streams[first].batch
         self._logits: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] = {}
         self._state: Mapping[str, Tensor] = {}
         self._index = 0
         self._previous: Tensor | None = None
@@ -139,6 +140,7 @@ class Stepper:
         """Read the prompts and repeat every row `copies` times."""
         for name, stream in self.streams.items():
             self._logits[name] = stream.prefill()
+        self._look()
         device = self._logits[self.first].device
         self._state = self.rule.initial(self.batch, device)
         if copies > 1:
@@ -146,6 +148,13 @@ class Stepper:
             self._logits = {
                 name: logits.repeat_interleave(copies, 0) for name, logits in self._logits.items()
             }
+            self._seen = {
+                name: values.repeat_interleave(copies, 0) for name, values in self._seen.items()
+            }
+
+    def _look(self) -> None:
+        """Take what probes read of the newest pass."""
+        self._seen = dict(self.streams["context"].seen) if "context" in self.streams else {}
 
     def predict(self) -> tuple[Step, Combined]:
         """What every stream says about the next token, and what the rule makes of it."""
@@ -164,6 +173,8 @@ class Stepper:
                         own = processor(self.ids, own)
                     logits[name] = own
         step = Step.from_logits(logits, self._index, self._previous)
+        if self._seen:
+            step = replace(step, activations=self._seen)
         combined = mix(step, self.rule(step, self._state))
         self._state = combined.state
         if self.host:
@@ -197,6 +208,7 @@ class Stepper:
             newest = tokens.to(self.host.ids.device)[:, None]
             self.host.ids = torch.cat([self.host.ids, newest], dim=1)
         self._logits = {name: stream.step(tokens) for name, stream in self.streams.items()}
+        self._look()
 
     def select(self, index: Tensor) -> None:
         """Keep the rows `index` of every stream and of the rule's state."""

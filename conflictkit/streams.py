@@ -8,7 +8,7 @@ begin with is read once and forked.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self
 
@@ -51,6 +51,7 @@ class Stream:
         acting: changes to activations that act whenever this stream reads.
         origin: a stream of the same prompts whose cache this one takes over for all but the last
             prompt token; `acting` must leave what is before it alone.
+        seen: where `acting` puts what it saw of the newest pass.
 
     Raises:
         EmptyInputError: no row, or a row without tokens.
@@ -61,6 +62,8 @@ class Stream:
         mask: `[batch, length]` 1 at tokens, 0 at padding.
         forwards: passes over the weights so far.
         tokens: tokens read so far, padding not counted.
+        seen: `kind.layer` -> `[batch, width]` of the newest pass's last position, where somebody
+            asked for it.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Stream:
         use_cache: bool = True,
         acting: Acting | None = None,
         origin: Stream | None = None,
+        seen: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not prompts or any(not row for row in prompts):
             raise EmptyInputError("a stream needs at least one token in every row")
@@ -91,6 +95,7 @@ class Stream:
         self.mask = (places >= (width - lengths)[:, None]).long()
         self.forwards = 0
         self.tokens = 0
+        self.seen: Mapping[str, Tensor] = {} if seen is None else seen
         self._cache = _hf.new_cache(model) if use_cache else None
         self._accepted = _hf.accepted_arguments(model)
         self._prefilled: Tensor | None = None

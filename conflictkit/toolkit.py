@@ -21,7 +21,7 @@ from conflictkit.options import (
     pair,
     passages_of,
     resolve,
-    with_heads,
+    settled,
 )
 from conflictkit.plan import EDITED, open_streams
 from conflictkit.policy import PARTS, Policy, choose
@@ -53,6 +53,8 @@ class Model:
         template: a `conflictkit.prompts.PromptTemplate`, the wording of the prompts;
         heads: rankings (`conflictkit.interventions.ranking.HeadRanking`) or files of them, for
             methods that edit heads; by default Atlas's own, for Atlas;
+        probe: a `conflictkit.detectors.probe.LayerProbe` or its file, for gates such as
+            `probe > 0.7`; by default Atlas's own, for Atlas;
         truncate: cut the end of a context that does not fit the window (default False: an error);
         processors: transformers' logits processors, applied to the context stream before the
             method.
@@ -269,7 +271,7 @@ class Model:
         """Every name resolved for this model: the job, and the arguments of `prompts`."""
         job, wording = resolve(method, options, rows)
         bound = []
-        for policy in with_heads(job, self.name, lambda: self.fingerprint):
+        for policy in settled(job, self.name, lambda: self.fingerprint):
             if policy.model is not None:
                 policy.check(self.name, self.fingerprint)
             bound.append(replace(policy, controller=policy.controller.bound(self.tokenizer)))

@@ -38,6 +38,8 @@ class Step:
         previous: `[batch]` ids of the answer token before this position; None at the first.
         raw: stream name -> `[batch, vocab]` float32, the logits as handed in. Only bug-compatible
             variants of released code read them.
+        activations: `kind.layer` -> `[batch, width]` of the context stream at this position; only
+            what a probe asked for is there.
     """
 
     logits: Tensor
@@ -48,6 +50,7 @@ class Step:
     index: int = 0
     previous: Tensor | None = None
     raw: Mapping[str, Tensor] = field(default_factory=dict)
+    activations: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_logits(

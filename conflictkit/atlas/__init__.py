@@ -12,8 +12,21 @@ from __future__ import annotations
 
 from conflictkit.atlas import templates
 from conflictkit.atlas.cases import cases
-from conflictkit.atlas.data import Fact, auto, facts, heads, path
+from conflictkit.atlas.data import Fact, auto, facts, heads, path, probe, saes, steering
 from conflictkit.atlas.guards import guards
 from conflictkit.atlas.relations import RELATIONS
 
-__all__ = ["RELATIONS", "Fact", "auto", "cases", "facts", "guards", "heads", "path", "templates"]
+__all__ = [
+    "RELATIONS",
+    "Fact",
+    "auto",
+    "cases",
+    "facts",
+    "guards",
+    "heads",
+    "path",
+    "probe",
+    "saes",
+    "steering",
+    "templates",
+]

@@ -52,6 +52,23 @@ def heads(by: str) -> Path | None:
     return file if file.exists() else None
 
 
+def probe() -> Path | None:
+    """The file of a conflict probe of this model, if shipped."""
+    file = Path(__file__).resolve().parent / "probe.safetensors"
+    return file if file.exists() else None
+
+
+def saes() -> list[Path]:
+    """The folders of this model's sparse autoencoders, by layer."""
+    return sorted((Path(__file__).resolve().parent / "saes").glob("layer*"))
+
+
+def steering(method: str) -> Path | None:
+    """A policy file with what a method that steers representations was fitted to, if shipped."""
+    file = Path(__file__).resolve().parent / "steering" / f"{method}.json"
+    return file if file.exists() else None
+
+
 @lru_cache(maxsize=4)
 def _read(file: Path) -> tuple[Fact, ...]:
     with file.open(encoding="utf-8", newline="") as rows:

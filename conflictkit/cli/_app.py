@@ -15,6 +15,8 @@ from conflictkit import __version__
 from conflictkit.cli._ask import ask
 from conflictkit.cli._evaluate import evaluate
 from conflictkit.cli._fit_auto import fit_auto
+from conflictkit.cli._fit_probe import fit_probe
+from conflictkit.cli._fit_steering import fit_steering
 from conflictkit.cli._methods import methods
 from conflictkit.cli._rank_heads import rank_heads
 from conflictkit.cli._report import report
@@ -39,6 +41,8 @@ app.command()(evaluate)
 app.command()(screen)
 app.command()(report)
 app.command("fit-auto")(fit_auto)
+app.command("fit-probe")(fit_probe)
+app.command("fit-steering")(fit_steering)
 app.command("rank-heads")(rank_heads)
 app.command()(methods)
 

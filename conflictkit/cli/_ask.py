@@ -78,6 +78,7 @@ def ask(
     chat: _options.Chat = None,
     truncate: _options.Truncate = False,
     heads: _options.Heads = None,
+    probe: _options.Probe = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer.", rich_help_panel=_DECODING)
     ] = None,
@@ -155,7 +156,7 @@ def ask(
         control,
         saved,
         source={"name": model, "device": device, "dtype": dtype, "pad_token": pad_token},
-        options=_options.given({**decoding, "heads": heads})
+        options=_options.given({**decoding, "heads": heads, "probe": probe})
         | {"chat": chat, "truncate": truncate, "trace": not no_trace}
         | {"per_passage": per_passage}
         # The page shows all three answers, even when only one is printed.

@@ -82,6 +82,7 @@ def evaluate(
     chat: _options.Chat = None,
     truncate: _options.Truncate = False,
     heads: _options.Heads = None,
+    probe: _options.Probe = None,
     batch_size: Annotated[int, option(min=1, panel=RUN, help="Most cases in a batch.")] = 32,
     batch_tokens: Annotated[int, option(min=1, panel=RUN, help="Most tokens in a batch.")] = 16384,
     top: Annotated[
@@ -112,6 +113,7 @@ def evaluate(
         "truncate": truncate or None,
         "match": match,
         "heads": heads,
+        "probe": probe,
     }
     settings = {
         "split": split,

@@ -12,7 +12,6 @@ import typer
 from conflictkit.cli import _inputs, _options, _output
 from conflictkit.cli._options import RUN, option
 from conflictkit.cli._progress import GOES_ON, Watch, watching
-from conflictkit.errors import OutputError
 
 if TYPE_CHECKING:
     from conflictkit.evaluation.auto import Fitted
@@ -108,9 +107,7 @@ def _run(
         from conflictkit.evaluation.asking import pick
         from conflictkit.evaluation.cases import load_cases
 
-        path = _inputs.writable(out)
-        if path.exists() and not overwrite:
-            raise OutputError(f"'{out}' is there already: name another --out or add --overwrite")
+        path = _inputs.new_file(out, overwrite)
         early = {
             name: settings[name] for name in ("reaches", "match", "answers") if name in settings
         }

@@ -12,7 +12,12 @@ from typing import BinaryIO, TextIO
 
 from conflictkit import files
 from conflictkit.cli import _output
-from conflictkit.errors import ConflictKitError, EmptyInputError, InvalidParameterError
+from conflictkit.errors import (
+    ConflictKitError,
+    EmptyInputError,
+    InvalidParameterError,
+    OutputError,
+)
 
 STANDARD_INPUT = "-"
 PATIENCE = 3.0
@@ -147,6 +152,18 @@ def writable(name: str) -> Path:
         raise InvalidParameterError(f"cannot write '{name}': it is not a regular file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InvalidParameterError(f"cannot write '{name}': no permission in '{path.parent}'")
+    return path
+
+
+def new_file(name: str, overwrite: bool) -> Path:
+    """A file that can be written, and that is not there yet, unless it may be replaced.
+
+    Raises:
+        OutputError: it cannot, or it is.
+    """
+    path = writable(name)
+    if path.exists() and not overwrite:
+        raise OutputError(f"'{name}' is there already: name another --out or add --overwrite")
     return path
 
 

@@ -59,6 +59,14 @@ Heads = Annotated[
         help="Heads for methods that edit some: a ranking of rank-heads; repeat for more.",
     ),
 ]
+Probe = Annotated[
+    str | None,
+    option(
+        metavar="FILE",
+        panel=MODEL,
+        help="Probe for gates such as 'probe > 0.7': a file of fit-probe.",
+    ),
+]
 MaxNewTokens = Annotated[int | None, option(panel=ANSWERS, help="Longest answer.")]
 Stop = Annotated[list[str] | None, option(metavar="TEXT", panel=ANSWERS, help="End before this.")]
 Match = Annotated[

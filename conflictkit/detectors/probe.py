@@ -17,6 +17,9 @@ parameters, the bias included, by Adam.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -24,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,10 +95,26 @@ class LayerProbe:
         object.__setattr__(self, "bias", float(bias))
         object.__setattr__(self, "about", dict(self.about))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerProbe) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.target, self.place, self.digest))
+
     @property
     def width(self) -> int:
         """Of the activations that it reads."""
         return len(self.weights)
+
+    @property
+    def place(self) -> str:
+        """What it reads, as `Step.activations` names it."""
+        return f"{self.kind}.{self.layer}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of weights and bias."""
+        return hashlib.sha256(f"{self.bias!r}{self.weights.tolist()}".encode()).hexdigest()
 
     def logit(self, values: Tensor) -> Tensor:
         """`w . x + b` of `[..., width]` activations: `[...]` float32.
@@ -123,6 +143,24 @@ class LayerProbe:
                 f"this probe was fitted on the model '{self.model}', not on '{name}': fit one with "
                 f"conflictkit fit-probe --model {name}"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The probe as JSON can hold it, exactly; weights are float32s in base64."""
+        told = {name: getattr(self, name) for name in _FIELDS[2:]}
+        return {**told, "about": dict(self.about), "weights": coded(self.weights)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """A probe from what `to_dict` returned.
+
+        Raises:
+            ProbeError: an unknown or missing field, or a bad value.
+        """
+        _HEADER.fields("probe", data, (*_FIELDS[2:], "weights"))
+        weights = decoded(data["weights"]) if isinstance(data["weights"], str) else None
+        if weights is None:
+            raise ProbeError("weights must be finite float32s in base64")
+        return cls(weights=weights, **{name: data[name] for name in _FIELDS[2:]})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, in one move; what is no tensor is JSON in its header.
@@ -175,6 +213,24 @@ class LayerProbe:
             )
         _HEADER.fields("it", told, _FIELDS)
         return cls(weights=weights, **{name: told[name] for name in _FIELDS[2:]})
+
+
+def coded(vector: Any) -> str:
+    """`[n]` float32s as text: base64, without padding."""
+    data = np.asarray(vector, dtype="<f4").tobytes()
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def decoded(text: str) -> Tensor | None:
+    """`[n]` float32s from text; None: those are none, or not finite."""
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
+        found = np.frombuffer(data, dtype="<f4")
+    except (binascii.Error, ValueError):
+        return None
+    if not found.size or not np.isfinite(found).all():
+        return None
+    return torch.from_numpy(found.astype(np.float32))
 
 
 def fit(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 OPTIONS = (
     "max_new_tokens", "stop", "temperature", "top_k", "top_p", "chat", "template", "truncate",
     "heads",
+    "probe",
 )  # fmt: skip
 """Options of `Model` that say how an answer is worded and decoded."""
 
@@ -88,7 +89,7 @@ def evaluate(
         overwrite: replace another run, or a finished one.
         progress: called before the first batch and after each.
         options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template`,
-            `truncate` and `heads`, as in `Model.ask`.
+            `truncate`, `heads` and `probe`, as in `Model.ask`.
 
     Returns:
         The run, as `load_run` gives it.

@@ -1,19 +1,16 @@
-"""What every change to activations shares: inert hooks, who is edited where, and the handle.
+"""What every change to activations shares: who is edited where, and the handle.
 
-A hook belongs to no edit: it asks the current context (`contextvars`) for edits of its module and
-finds none unless one was attached there. So two threads never see each other's edits, a copy of an
+Edits act through inert hooks (`_hooks`). So two threads never see each other's edits, a copy of an
 attached model is not edited, and a model that nothing acts on computes as if it had no hooks.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -24,21 +21,33 @@ from torch import Tensor
 from torch.nn import Module
 
 from conflictkit import _hf, anatomy
-from conflictkit._hf_attention import Attend
 from conflictkit.errors import InvalidParameterError
-from conflictkit.interventions.attending import (
-    At,
-    Attention,
-    AttentionChange,
-    Route,
-    Spread,
-    computed,
+from conflictkit.interventions._hooks import (
+    ACTIVE,
+    HOOKS,
+    INPUT,
+    OUTPUT,
+    WHOLE,
+    Place,
+    active,
+    on_attention,
 )
+from conflictkit.interventions.attending import At, Attention, AttentionChange, Route, Spread
 from conflictkit.interventions.places import WORDS as WORDS
 from conflictkit.interventions.places import Pass, Positions, check_positions
 
 Change = Callable[[Tensor, Spread], Tensor]
-"""`[batch, new, heads * head_dim]` -> the same, changed; or itself, if there is nothing to do."""
+"""`[batch, new, width]` -> the same, changed; or itself, if there is nothing to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Behind:
+    """A change to what a module puts out: behind a layer, to the residual stream."""
+
+    change: Change
+
+
+AnyChange = Change | AttentionChange | Behind
 
 
 class Edit(Protocol):
@@ -52,9 +61,10 @@ class Edit(Protocol):
         """Where in each row it acts."""
         ...
 
-    def plan(self, body: anatomy.Anatomy) -> Mapping[Module, Change | AttentionChange]:
+    def plan(self, body: anatomy.Anatomy) -> Mapping[Module, AnyChange]:
         """Output projection -> what to do with its input, attention module -> what to do with its
-        attention. Raises before anything is attached.
+        attention, any module -> what to do with what it puts out. Raises before anything is
+        attached.
 
         An edit may also have `check_lengths(lengths)`, which is shown the prompts' lengths."""
         ...
@@ -65,7 +75,7 @@ class Running:
     """An edit at work on one model.
 
     Attributes:
-        changes: module -> what is done to its input, or to its attention.
+        changes: module -> what is done to its input, its attention or what it puts out.
         positions: as in `Edit`.
         prompt_lengths: `[rows]` tokens of each row's prompt, where positions are words.
         rows: `[batch]` for each row of the batch, whose of the prompts' values it takes; None: in
@@ -77,7 +87,7 @@ class Running:
         route: how it reaches the model's attention; None: it does not.
     """
 
-    changes: Mapping[Module, Change | AttentionChange]
+    changes: Mapping[Module, AnyChange]
     positions: Positions = None
     prompt_lengths: Tensor | None = None
     rows: Tensor | None = None
@@ -88,9 +98,14 @@ class Running:
     route: Route | None = None
     _counting: Module | None = None
 
+    def acts_on(self, module: Module, kind: str) -> bool:
+        """Whether it changes the input, or the output, of `module`."""
+        return module in self.changes and _kind(self.changes[module]) == kind
+
     def apply(self, module: Module, values: Tensor, where: Pass | None) -> Tensor:
-        """The changed input of `module`."""
+        """The changed input, or output, of `module`."""
         change: Any = self.changes[module]
+        change = change.change if isinstance(change, Behind) else change
         changed = change(values, partial(self.spread, batch=len(values)))
         self.idle = changed is values
         if self.idle:
@@ -176,96 +191,16 @@ class Running:
         return values if again == 1 else values.repeat_interleave(again, 0)
 
 
-_ACTIVE: ContextVar[tuple[weakref.ref[Running], ...]] = ContextVar("edits", default=())
-_WHERE: ContextVar[Pass | None] = ContextVar("where", default=None)
+def _kind(change: AnyChange) -> str:
+    """Which hook lets it act; none, if it acts through the model's attention."""
+    if isinstance(change, AttentionChange):
+        return ""
+    return OUTPUT if isinstance(change, Behind) else INPUT
 
 
-def _on_input(module: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    changed = None
-    for reference in _ACTIVE.get():
-        running = reference()
-        if running is not None and running.on and module in running.changes:
-            values = arguments[0] if changed is None else changed
-            changed = running.apply(module, values, _WHERE.get())
-    return None if changed is None or changed is arguments[0] else (changed, *arguments[1:])
-
-
-def _on_forward(module: Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-    running = [one for reference in _ACTIVE.get() if (one := reference()) is not None]
-    for one in running:
-        if one.route is not None and one.on:
-            one.route.check()
-    wanted = any(one.reads_places for one in running)
-    _WHERE.set(Pass.of(arguments, named) if wanted else None)
-
-
-def _on_attention(
-    module: Module, query: Tensor, keys: int, mask: Tensor | None, causal: bool, attend: Attend
-) -> Any:
-    plain = given = Attention(query, keys)
-    touched: list[Tensor | None] = []
-    for reference in _ACTIVE.get():
-        running = reference()
-        if running is not None and running.on and module in running.changes:
-            before = given
-            given, mine = running.attend(module, before, _WHERE.get())
-            touched += [] if given is before else [mine]
-    return computed(plain, given, touched, mask, causal, attend)
-
-
-class _Hooks:
-    """The hooks of one model, shared by all who edit it; gone with the last of them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._kept: weakref.WeakKeyDictionary[Module, tuple[int, Any]] = weakref.WeakKeyDictionary()
-
-    def add(self, modules: Sequence[tuple[Module, bool]]) -> None:
-        """Put a hook on each module (`True`: on a whole decoder); all of them or none."""
-        done: list[Module] = []
-        with self._lock:
-            try:
-                for module, whole in modules:
-                    users, hook = self._kept.get(module, (0, None))
-                    if hook is None:
-                        hook = (
-                            module.register_forward_pre_hook(_on_forward, with_kwargs=True)
-                            if whole
-                            else module.register_forward_pre_hook(_on_input)
-                        )
-                    self._kept[module] = (users + 1, hook)
-                    done.append(module)
-            except BaseException:
-                self.remove(done)
-                raise
-
-    def remove(self, modules: Sequence[Module]) -> None:
-        """Take them back, each once."""
-        with self._lock:
-            for module in modules:
-                users, hook = self._kept.pop(module)
-                if users > 1:
-                    self._kept[module] = (users - 1, hook)
-                else:
-                    hook.remove()
-
-
-_HOOKS = _Hooks()
-
-
-def _let_go(modules: Sequence[Module], route: Route) -> None:
-    _HOOKS.remove(modules)
+def _let_go(places: Sequence[Place], route: Route) -> None:
+    HOOKS.remove(places)
     route.close()
-
-
-@contextmanager
-def active(running: Sequence[Running]) -> Iterator[None]:
-    """Let edits whose hooks are there act on what this context computes."""
-    token = _ACTIVE.set((*_ACTIVE.get(), *map(weakref.ref, running)))
-    try:
-        yield
-    finally:
-        _ACTIVE.reset(token)
 
 
 class Edits:
@@ -301,20 +236,21 @@ class Edits:
         for edit in edits:
             if (check := getattr(edit, "check_lengths", None)) is not None:
                 check(lengths)
-        changes = {m: change for one in self.running for m, change in one.changes.items()}
-        inputs = [m for m, change in changes.items() if not isinstance(change, AttentionChange)]
+        changes = [pair for one in self.running for pair in one.changes.items()]
+        found = dict.fromkeys((module, _kind(change)) for module, change in changes)
+        places: list[Place] = [(whole, WHOLE), *(one for one in found if one[1])]
         if _hf.is_compiled(model):
             torch.compiler.reset()  # what was compiled before does not look for new hooks
-        route = Route(m for m in changes if m not in inputs)
-        route.open(_on_attention)
+        route = Route(module for module, kind in found if not kind)
+        route.open(on_attention)
         for one in self.running:
             one.route = route
         try:
-            _HOOKS.add([(whole, True), *((module, False) for module in inputs)])
+            HOOKS.add(places)
         except BaseException:
             route.close()
             raise
-        self._hooks = weakref.finalize(self, _let_go, [whole, *inputs], route)
+        self._hooks = weakref.finalize(self, _let_go, places, route)
         self._writes = any(edit.writes for edit in edits)
         self._parent: Edits | None = None
 
@@ -351,7 +287,7 @@ class Handle(Edits):
     def __init__(self, model: Any, edits: Sequence[Edit], **options: Any) -> None:
         super().__init__(model, edits, **options)
         self._mine = tuple(map(weakref.ref, self.running))
-        _ACTIVE.set((*_ACTIVE.get(), *self._mine))
+        ACTIVE.set((*ACTIVE.get(), *self._mine))
 
     @property
     def attached(self) -> bool:
@@ -362,7 +298,7 @@ class Handle(Edits):
         """Take the edit back; the model then computes as before, bit for bit."""
         for one in self.running:
             one.on = False  # also where this handle's thread cannot reach
-        _ACTIVE.set(tuple(one for one in _ACTIVE.get() if one not in self._mine))
+        ACTIVE.set(tuple(one for one in ACTIVE.get() if one not in self._mine))
         self._hooks()
 
     def __enter__(self) -> Self:

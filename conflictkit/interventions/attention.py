@@ -37,14 +37,14 @@ from conflictkit.interventions._choices import (
     vector,
 )
 from conflictkit.interventions.attending import At, Attention, AttentionChange, Spread
-from conflictkit.interventions.heads import Head, Strength, _Attachable, checked
+from conflictkit.interventions.heads import Attachable, Head, Strength, checked
 from conflictkit.interventions.places import Pass, Positions
 
 VARIANTS = ("mended", "released")
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionBias(_Attachable):
+class AttentionBias(Attachable):
     """Multiply the attention weights of some of the prompt's tokens by alpha, before they are
     normalised: log(alpha) is added to their logits.
 
@@ -136,7 +136,7 @@ class AttentionBias(_Attachable):
 
 
 @dataclass(frozen=True, eq=False)
-class FocusDirections(_Attachable):
+class FocusDirections(Attachable):
     """Add a direction to the queries of heads, which makes them attend to what lies that way.
 
     The published method also has a direction for the keys. It does nothing: added to every key it
@@ -186,7 +186,7 @@ class FocusDirections(_Attachable):
 
 
 @dataclass(frozen=True, eq=False)
-class MaskedHeads(_Attachable):
+class MaskedHeads(Attachable):
     """Blind heads: their queries are zero, so that they attend evenly to all they may see.
 
     What DeCoRe calls a masked head. There the prompt is read unmasked up to its last token:

@@ -35,8 +35,8 @@ Strength = float | Sequence[float] | Tensor
 """One number, or `[rows]` of them: one for each prompt of a batch."""
 
 
-class _Attachable:
-    """What every edit of heads can do by itself."""
+class Attachable:
+    """What every edit can do by itself."""
 
     writes: ClassVar[bool] = True
     positions: Positions = None
@@ -47,7 +47,7 @@ class _Attachable:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadScale(_Attachable):
+class HeadScale(Attachable):
     """Multiply the outputs of heads.
 
     Args:
@@ -73,7 +73,7 @@ class HeadScale(_Attachable):
 
 
 @dataclass(frozen=True, eq=False)
-class HeadTap(_Attachable):
+class HeadTap(Attachable):
     """Record the outputs of heads, for `HeadAdd` or to look at.
 
     Attributes:
@@ -101,7 +101,7 @@ class HeadTap(_Attachable):
 
 
 @dataclass(frozen=True, eq=False)
-class HeadAdd(_Attachable):
+class HeadAdd(Attachable):
     """Add to heads what they put out in another run of the same tokens.
 
     Args:
@@ -126,7 +126,7 @@ class HeadAdd(_Attachable):
         return {module: _Add(gain, module, self.source) for module, gain in found.items()}
 
 
-class _Gain:
+class Gain:
     """`[1 or rows, 1, heads * head_dim]` factors, kept where they were last needed.
 
     Attributes:
@@ -146,7 +146,7 @@ class _Gain:
         return gain if len(gain) == 1 else spread(gain)
 
 
-class _Scale(_Gain):
+class _Scale(Gain):
     def __init__(self, gain: Tensor) -> None:
         super().__init__(gain, 1.0)
 
@@ -154,7 +154,7 @@ class _Scale(_Gain):
         return values if self._idle else values * self.factors(values, spread)
 
 
-class _Add(_Gain):
+class _Add(Gain):
     def __init__(self, gain: Tensor, module: Module, source: HeadTap) -> None:
         super().__init__(gain, 0.0)
         self._module, self._source = module, source

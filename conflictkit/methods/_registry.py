@@ -20,6 +20,8 @@ from conflictkit.interventions.contrast import (
     Rule,
 )
 from conflictkit.interventions.edited import (
+    CAA,
+    ITI,
     PH3,
     AttentionSteering,
     DeCoRe,
@@ -27,6 +29,9 @@ from conflictkit.interventions.edited import (
     HeadScaling,
     Juice,
     JuiceSingle,
+    RefusalRegion,
+    RepE,
+    SpARE,
 )
 from conflictkit.methods._info import MethodInfo, Paper
 
@@ -154,6 +159,58 @@ _METHODS = _table(
             "Zhu et al.",
             2025,
             "2503.23306",
+        ),
+    ),
+    (
+        SpARE,
+        "take features of one source out of the stream and put the other's in",
+        Paper(
+            "Steering Knowledge Selection Behaviours in LLMs via SAE-Based Representation "
+            "Engineering",
+            "Zhao et al.",
+            2025,
+            "2410.15999",
+        ),
+    ),
+    (
+        CAA,
+        "add the mean difference of runs that followed either source",
+        Paper(
+            "Steering Llama 2 via Contrastive Activation Addition",
+            "Rimsky et al.",
+            2024,
+            "2312.06681",
+        ),
+    ),
+    (
+        RepE,
+        "add the main direction in which runs that followed either source differ",
+        Paper(
+            "Representation Engineering: A Top-Down Approach to AI Transparency",
+            "Zou et al.",
+            2023,
+            "2310.01405",
+        ),
+    ),
+    (
+        ITI,
+        "add the weights of a probe that tells which source will win",
+        Paper(
+            "Inference-Time Intervention: Eliciting Truthful Answers from a Language Model",
+            "Li et al.",
+            2023,
+            "2306.03341",
+        ),
+    ),
+    (
+        RefusalRegion,
+        "move a prompt to where the model declines to answer",
+        Paper(
+            "Tell Me What You Don't Know: Enhancing Refusal Capabilities of Role-Playing Agents "
+            "via Representation Space Analysis and Editing",
+            "Liu et al.",
+            2024,
+            "2409.16913",
         ),
     ),
 )

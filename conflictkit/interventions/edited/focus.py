@@ -12,16 +12,13 @@ nothing: see `conflictkit.interventions.FocusDirections`. One forward per token.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from conflictkit.detectors.probe import coded, decoded
 from conflictkit.errors import InvalidParameterError
 from conflictkit.interventions.activations import Edit
 from conflictkit.interventions.attention import FocusDirections
@@ -71,9 +68,7 @@ class Focus(EditRule):
         """The directions of those heads."""
         found = []
         for head in self.choose(ranking)["directions"]:
-            numbers = np.asarray(ranking.direction(head), dtype="<f4").tobytes()
-            coded = base64.urlsafe_b64encode(numbers).decode().rstrip("=")
-            found.append(f"{text_of([head])}:{coded}")
+            found.append(f"{text_of([head])}:{coded(ranking.direction(head))}")
         return {"directions": "+".join(found)}
 
     def edits(self, prompts: Prompts, strength: float = 1.0) -> Mapping[str, Sequence[Edit]]:
@@ -84,21 +79,12 @@ class Focus(EditRule):
         """Head -> `[head_dim]`."""
         found: dict[Head, Tensor] = {}
         for part in self.directions.split("+") if self.directions else ():
-            name, _, coded = part.partition(":")
-            try:
-                data = base64.b64decode(coded + "=" * (-len(coded) % 4), b"-_", validate=True)
-                numbers = np.frombuffer(data, dtype="<f4")
-            except (binascii.Error, ValueError):
-                numbers = np.empty(0)
-            heads = heads_of(self.name, name)
-            if (
-                len(heads) != 1
-                or heads[0] in found
-                or not (numbers.size and np.isfinite(numbers).all())
-            ):
+            name, _, data = part.partition(":")
+            vector, heads = decoded(data), heads_of(self.name, name)
+            if vector is None or len(heads) != 1 or heads[0] in found:
                 raise InvalidParameterError(
                     f"{self.name}: cannot read the direction {part[:40]!r}: they come from a "
                     "ranking by focus"
                 )
-            found[heads[0]] = torch.from_numpy(numbers.astype(np.float32))
+            found[heads[0]] = vector
         return found

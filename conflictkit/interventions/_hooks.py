@@ -1,0 +1,137 @@
+"""Inert hooks: they act where the current context (`contextvars`) has attached an edit.
+
+A hook belongs to no edit: it asks the context for edits of its module and finds none unless one was
+attached there. The hooks of a model are shared by all who edit it, and gone with the last of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from conflictkit._hf_attention import Attend
+from conflictkit.interventions.attending import Attention, computed
+from conflictkit.interventions.places import Pass
+
+ACTIVE: ContextVar[tuple[weakref.ref[Any], ...]] = ContextVar("edits", default=())
+"""The edits (`activations.Running`) that this context has attached, in order."""
+_WHERE: ContextVar[Pass | None] = ContextVar("where", default=None)
+
+INPUT, OUTPUT, WHOLE = "input", "output", "whole"
+"""A hook before a module, one behind it, one before a whole decoder."""
+
+
+def _running() -> list[Any]:
+    return [one for reference in ACTIVE.get() if (one := reference()) is not None]
+
+
+def _on_input(module: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    changed = None
+    for running in _running():
+        if running.on and running.acts_on(module, INPUT):
+            values = arguments[0] if changed is None else changed
+            changed = running.apply(module, values, _WHERE.get())
+    return None if changed is None or changed is arguments[0] else (changed, *arguments[1:])
+
+
+def _on_output(module: Module, _: tuple[Any, ...], out: Any) -> Any:
+    given = out[0] if isinstance(out, tuple) else out
+    changed = given
+    for running in _running():
+        if running.on and running.acts_on(module, OUTPUT):
+            changed = running.apply(module, changed, _WHERE.get())
+    if changed is given:
+        return None
+    return (changed, *out[1:]) if isinstance(out, tuple) else changed
+
+
+def _on_forward(module: Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    running = _running()
+    for one in running:
+        if one.route is not None and one.on:
+            one.route.check()
+    wanted = any(one.reads_places for one in running)
+    _WHERE.set(Pass.of(arguments, named) if wanted else None)
+
+
+def on_attention(
+    module: Module, query: Tensor, keys: int, mask: Tensor | None, causal: bool, attend: Attend
+) -> Any:
+    """What an edited model's attention interface calls instead of attending."""
+    plain = given = Attention(query, keys)
+    touched: list[Tensor | None] = []
+    for running in _running():
+        if running.on and module in running.changes:
+            before = given
+            given, mine = running.attend(module, before, _WHERE.get())
+            touched += [] if given is before else [mine]
+    return computed(plain, given, touched, mask, causal, attend)
+
+
+Place = tuple[Module, str]
+"""A module and which of the hooks it is about."""
+
+
+class _Hooks:
+    """The hooks of all models, counted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._kept: weakref.WeakKeyDictionary[Module, dict[str, tuple[int, Any]]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def add(self, places: Sequence[Place]) -> None:
+        """Put a hook on each module; all of them or none."""
+        done: list[Place] = []
+        with self._lock:
+            try:
+                for module, kind in places:
+                    users, hook = self._kept.get(module, {}).get(kind, (0, None))
+                    if hook is None:
+                        hook = _register(module, kind)
+                    self._kept.setdefault(module, {})[kind] = (users + 1, hook)
+                    done.append((module, kind))
+            except BaseException:
+                self.remove(done)
+                raise
+
+    def remove(self, places: Sequence[Place]) -> None:
+        """Take them back, each once."""
+        with self._lock:
+            for module, kind in places:
+                users, hook = self._kept[module].pop(kind)
+                if users > 1:
+                    self._kept[module][kind] = (users - 1, hook)
+                else:
+                    hook.remove()
+                if not self._kept[module]:
+                    del self._kept[module]
+
+
+def _register(module: Module, kind: str) -> Any:
+    if kind == WHOLE:
+        return module.register_forward_pre_hook(_on_forward, with_kwargs=True)
+    if kind == OUTPUT:
+        return module.register_forward_hook(_on_output)
+    return module.register_forward_pre_hook(_on_input)
+
+
+HOOKS = _Hooks()
+
+
+@contextmanager
+def active(running: Sequence[Any]) -> Iterator[None]:
+    """Let edits whose hooks are there act on what this context computes."""
+    token = ACTIVE.set((*ACTIVE.get(), *map(weakref.ref, running)))
+    try:
+        yield
+    finally:
+        ACTIVE.reset(token)
