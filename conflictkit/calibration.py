@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from conflictkit import detectors
 from conflictkit.controller import Controller
 from conflictkit.errors import InvalidParameterError
-from conflictkit.gates import Gate
+from conflictkit.gates import PROBE, Gate
 from conflictkit.policy import Calibration, ModelTie, Policy
 from conflictkit.types import Case
 
@@ -78,6 +78,11 @@ def calibrate(
             )
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise InvalidParameterError(f"batch must be a whole number of at least 1, not {batch!r}")
+    if detector == PROBE:
+        raise InvalidParameterError(
+            "a probe's score is a probability, and is not calibrated: set its gate by hand, as in "
+            "when='probe > 0.7', probe=FILE"
+        )
     sign = detectors.get(detector).sign
     Gate(detector, sign, 0.0, at=at)  # refuses a bad `at` before anything is read
     quiet = [case for case in cases if case.state in QUIET]

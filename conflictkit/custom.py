@@ -84,7 +84,7 @@ def decode(
 
     Raises:
         UnsupportedError: an option of `generate` that this loop does not carry out.
-        InvalidParameterError, UnknownNameError, PolicyError: method, parameters, ids.
+        InvalidParameterError, UnknownNameError, PolicyError, ProbeError: method, parameters, ids.
         EmptyInputError, ContextTooLongError: prompts that cannot be read.
         LogitsError: a row that no rule can act on.
     """

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -68,7 +68,7 @@ class Gate:
     threshold: float
     release: float | None = None
     at: str = "step"
-    probe: LayerProbe | None = None
+    probe: LayerProbe | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.detector, str):
@@ -142,7 +142,7 @@ class Gate:
             return detectors.get(self.detector)(step)
         if self.probe is None or self.probe.place not in step.activations:
             raise InvalidParameterError(
-                f"the gate '{self}' reads activations: it works in ask, evaluate, serve and "
+                f"the gate '{self}' reads activations: it works in ask, evaluate and "
                 "generate(custom_generate=conflictkit.decode), with a probe (probe=FILE)"
             )
         return self.probe(step.activations[self.probe.place]).to(step.logits.device)

@@ -21,6 +21,7 @@ from conflictkit.errors import (
     InvalidParameterError,
     UnsupportedError,
 )
+from conflictkit.gates import PROBE, Gate
 from conflictkit.interventions.contrast import Rule
 from conflictkit.per_row import PerRow
 from conflictkit.policy import PARTS, Policy, choose_rows
@@ -104,16 +105,18 @@ def control_of(
         method: a name, `name?parameter=value`, a rule or a controller; or one for each row.
         policy: a policy or its file; or one for each row.
         parts, params: as `conflictkit.policy.choose`.
-        more: streams that are known beside context and memory.
+        more: streams that are known beside context and memory; none: nor are activations.
 
     Raises:
-        UnsupportedError: a method that needs another stream.
-        UnknownNameError, InvalidParameterError, PolicyError: what cannot be used.
+        UnsupportedError: a method that needs another stream, or a gate that reads activations.
+        UnknownNameError, InvalidParameterError, PolicyError, ProbeError: what cannot be used.
     """
     policies = choose_rows(rows, method, policy, parts, params)
     for chosen in policies:
         if chosen.model is not None:
             chosen.check(str(model.config.name_or_path), models.fingerprint(model))
+        if (gate := chosen.controller.gate) is not None and gate.detector == PROBE:
+            _check_probe(model, gate, seen=bool(more))
         if isinstance(chosen.controller.start_after, str) and not chosen.controller.markers:
             text = chosen.controller.start_after
             raise InvalidParameterError(
@@ -128,6 +131,20 @@ def control_of(
             "generate(..., custom_generate=conflictkit.decode), or attach it (`rule.attach(model)`)"
         )
     return control
+
+
+def _check_probe(model: Any, gate: Gate, seen: bool) -> None:
+    if not seen:
+        raise UnsupportedError(
+            f"the gate '{gate}' reads activations, which a processor cannot: use "
+            "generate(..., custom_generate=conflictkit.decode)"
+        )
+    if gate.probe is None:
+        raise InvalidParameterError(
+            f"the gate '{gate}' needs a probe of this model: fit one (conflictkit fit-probe) and "
+            f"pass when=Gate.parse('{gate}').reading(LayerProbe.load(FILE))"
+        )
+    gate.probe.check(str(model.config.name_or_path), models.fingerprint(model))
 
 
 def split_parameters(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -69,7 +69,8 @@ class ConflictProcessor(LogitsProcessor):
     Raises:
         UnknownNameError, InvalidParameterError, PolicyError: method, parameters, or `memory_ids`.
         EmptyInputError, ContextTooLongError: `memory_ids` without tokens, or too many.
-        UnsupportedError: an encoder-decoder model, or one without a key-value cache.
+        UnsupportedError: an encoder-decoder model, or one without a key-value cache; a method or
+            gate that needs the model's activations.
     """
 
     def __init__(

@@ -159,14 +159,17 @@ def loses(run: Run, label: str, metric: str) -> bool:
     return high is not None and high < 0
 
 
-def figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
-    """A matplotlib figure with one pair of axes, drawn without a screen."""
+def figure(width: float = 7.0, height: float = 4.2, count: int = 1) -> tuple[Any, Any]:
+    """A matplotlib figure with one pair of axes, or several in a row, drawn without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    made, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return made, axes
+    made, several = pyplot.subplots(
+        1, count, figsize=(width, height), layout="constrained", squeeze=False
+    )
+    for axes in several[0]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return made, several[0][0] if count == 1 else several[0]

@@ -20,6 +20,8 @@ QUESTIONS = {
     "ckplug": "CK-PLUG: how far does alpha move the source?",
     "grd": "GRD: resistance without losing correction or agreement?",
     "heads": "Heads scaled, pruned, run twice, masked: four papers' claims",
+    "probes": "Do activations show a conflict before a word is written?",
+    "steering": "Features and directions: SpARE's claims, and declining",
 }
 TABLES = ("Right answers by state", "Cost")
 """Of the tables of `tristate`, those that the page shows."""

@@ -13,10 +13,25 @@ from conflictkit.cli import _inputs, _options, _output
 from conflictkit.cli._fit_probe import numbers
 from conflictkit.cli._options import RUN, option
 from conflictkit.cli._progress import Watch, watching
-from conflictkit.errors import InvalidParameterError
+from conflictkit.errors import InvalidParameterError, unknown_name
 
 if TYPE_CHECKING:
     from conflictkit.mechanics.steering import Fitted
+
+_REGION = "refusal-region"
+_ALONG = ("caa", "repe", "iti")
+_FITTED = ("spare", *_ALONG)
+_METHODS = (*_FITTED, _REGION)
+_WHOSE = {
+    "layers": _FITTED,
+    "keep": _FITTED,
+    "sae": ("spare",),
+    "share": ("spare", _REGION),
+    "variant": ("spare", _REGION),
+    "budget": _ALONG,
+    "refused": (_REGION,),
+}
+"""Which methods an option is for."""
 
 
 def fit_steering(
@@ -52,7 +67,9 @@ def fit_steering(
             help="spare: of the mutual information (0.07); refusal-region: of dimensions."
         ),
     ] = None,
-    variant: Annotated[str, typer.Option(help="corrected, or released.")] = "corrected",
+    variant: Annotated[
+        str | None, typer.Option(help="spare, refusal-region: corrected (default), or released.")
+    ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Directions: nats that alpha = 1 moves the next token by.")
     ] = None,
@@ -86,16 +103,23 @@ def fit_steering(
     Fit on other cases than those that the method is measured on.
     """
     _options.check_output(as_json, quiet)
+    if method not in _METHODS:
+        raise unknown_name("method to fit", method, _METHODS)
+    given: dict[str, Any] = _options.given(
+        {"layers": layers, "keep": keep, "sae": sae, "share": share, "variant": variant}
+        | {"budget": budget, "refused": refused}
+    )
+    for name in given:
+        if method not in _WHOSE[name]:
+            raise InvalidParameterError(f"--{name} is for {', '.join(_WHOSE[name])}: leave it out")
+    if method == _REGION and refused is None:
+        raise InvalidParameterError("--method refusal-region needs --refused")
     out = f"{method}.json" if out is None else out
     path = _inputs.new_file(out, overwrite)
-    if (refused is not None) != (method == "refusal-region"):
-        raise InvalidParameterError("--refused belongs to --method refusal-region, which needs it")
-    settings: dict[str, Any] = {"variant": variant}
-    settings |= {} if share is None else {"share": share}
-    if refused is None:
-        settings |= {"method": method, "sae": sae, "keep": keep, "seed": seed}
-        settings |= {} if budget is None else {"budget": budget}
-        settings["layers"] = None if layers is None else numbers("--layers", layers)
+    settings = {name: value for name, value in given.items() if name != "refused"}
+    if layers is not None:
+        settings["layers"] = numbers("--layers", layers)
+    settings |= {} if method == _REGION else {"method": method, "seed": seed}
     source = (model, {"device": device, "dtype": dtype, "pad_token": pad_token})
     with watching("reading", "cases", quiet=quiet) as watch:
         fitted = _run(source, (cases, refused), (split, limit, seed), settings, watch)
@@ -115,11 +139,15 @@ def _run(
 ) -> Fitted:
     with contextlib.redirect_stdout(sys.stderr):  # late: these import torch
         from conflictkit import toolkit
+        from conflictkit.calibration import CONFLICTING
         from conflictkit.evaluation.asking import pick
         from conflictkit.evaluation.cases import load_cases
         from conflictkit.mechanics import steering
 
-        found = [pick(load_cases(spec), *which) for spec in specs if spec is not None]
+        found = [load_cases(spec) for spec in specs if spec is not None]
+        if len(found) == 1:
+            found = [[one for one in found[0] if one.state in CONFLICTING]]
+        found = [pick(some, *which) for some in found]
         model = toolkit.load(source[0], **source[1])
         if len(found) == 2:
             return steering.fit_refusal(model, *found, progress=watch, **settings)

@@ -116,7 +116,7 @@ class Batch:
             LogitsError: logits that hold NaN or +inf, or nothing finite.
         """
         for part in self._parts(said):
-            logits = self._follow(part)
+            logits, _ = self._follow(part)
             places = [(row, i) for row, (_, ids) in enumerate(part) for i in range(len(ids))]
             rows, columns = torch.tensor(places, device=self._device).T
             step = Step.from_logits({name: value[rows, columns] for name, value in logits.items()})
@@ -133,12 +133,15 @@ class Batch:
         """
         found: dict[Spoken, float] = {}
         for part in self._parts(said):
-            logits = self._follow(part, control)
-            found |= zip(part, self._fold(control, logits, part), strict=True)
+            found |= zip(part, self._fold(control, *self._follow(part, control), part), strict=True)
         return found
 
     def _fold(
-        self, control: Control, logits: Mapping[str, Tensor], part: Sequence[Spoken]
+        self,
+        control: Control,
+        logits: Mapping[str, Tensor],
+        seen: Sequence[Mapping[str, Tensor]],
+        part: Sequence[Spoken],
     ) -> list[float]:
         lengths = torch.tensor([len(ids) for _, ids in part], device=self._device)
         tokens = self._padded(part)
@@ -147,6 +150,7 @@ class Batch:
         for index in range(tokens.shape[1]):
             here = {name: logits[name][:, index] for name in control.needs}
             step = Step.from_logits(here, index, tokens[:, index - 1] if index else None)
+            step = replace(step, activations=seen[index]) if seen else step
             combined = mix(step, control(step, state))
             state = combined.state
             going = lengths > index
@@ -254,19 +258,28 @@ class Batch:
         rows = [[*ids, *[self._pad] * (longest - len(ids))] for _, ids in part]
         return torch.tensor(rows, device=self._device)
 
-    def _follow(self, part: Sequence[Spoken], control: Control | None = None) -> dict[str, Tensor]:
+    def _follow(
+        self, part: Sequence[Spoken], control: Control | None = None
+    ) -> tuple[dict[str, Tensor], list[Mapping[str, Tensor]]]:
         """Stream name -> `[rows, longest, vocab]` logits before every token of these answers: the
-        streams of the prompts, or those that a control needs."""
+        streams of the prompts, or those that a control needs; and what its probes read there."""
         index = torch.tensor([row for row, _ in part], device=self._device)
         tokens = self._padded(part)[:, :-1]
         lengths = torch.tensor([len(ids) for _, ids in part], device=self._device)
         mask = torch.arange(tokens.shape[1], device=self._device) < lengths[:, None] - 1
-        found = {}
+        found: dict[str, Tensor] = {}
+        seen: list[Mapping[str, Tensor]] = []
         for name, stream in self._open(control, index).items():
-            first = stream.prefill()[:, None]
-            rest = [stream.follow(tokens, mask)] if tokens.shape[1] else []
-            found[name] = torch.cat([first, *rest], dim=1)
-        return found
+            logits = [stream.prefill()[:, None]]
+            seen += [dict(stream.seen)] if stream.seen else []
+            # Only the end of a pass is seen.
+            size = 1 if stream.seen else max(tokens.shape[1], 1)
+            for several, where in zip(tokens.split(size, 1), mask.split(size, 1), strict=True):
+                if several.shape[1]:
+                    logits.append(stream.follow(several, where))
+                    seen += [dict(stream.seen)] if stream.seen else []
+            found[name] = torch.cat(logits, dim=1)
+        return found, seen
 
 
 def _readings(step: Step, tokens: Sequence[int], top: int) -> list[Reading]:

@@ -48,7 +48,7 @@ class Directions:
 
     def __post_init__(self) -> None:
         held = {}
-        for layer, vector in sorted(self.vectors.items()):
+        for layer, vector in self.vectors.items():
             found = torch.as_tensor(vector).detach().float().cpu().clone()
             if type(layer) is not int or layer < 0 or found.dim() != 1 or not len(found):
                 raise InvalidParameterError("directions are {layer from 0: a vector}")
@@ -57,7 +57,7 @@ class Directions:
             held[layer] = found
         if len({len(one) for one in held.values()}) != 1:
             raise InvalidParameterError("directions need one layer at least, and one width")
-        object.__setattr__(self, "vectors", held)
+        object.__setattr__(self, "vectors", dict(sorted(held.items())))
 
     @property
     def width(self) -> int:

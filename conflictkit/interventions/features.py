@@ -95,8 +95,9 @@ class _Features(Gain):
             dim=-1,
         )
         delta = self._sae.change(change, values)
-        # In the autoencoder's precision: in a half one small changes would be lost twice.
-        return (values.float() + self.factors(delta, spread) * delta).to(values.dtype)
+        # In a half precision small changes would be lost twice.
+        kind = torch.promote_types(values.dtype, delta.dtype)
+        return (values.to(kind) + self.factors(delta, spread) * delta).to(values.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ class Reconstruction(Attachable):
                 held[0] = held[0].to(values.device)
             made = held[0].decode(held[0].encode(values), values)
             if self.error:
-                made = made + (values.float() - made)
+                made = made + (values - made)
             return made.to(values.dtype)
 
         return change

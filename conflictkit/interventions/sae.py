@@ -282,14 +282,15 @@ class SAE:
                 f"{', '.join(sorted(tensors))}"
             )
         held = {name: one.float() for name, one in tensors.items()}
-        count, width = held["W_dec"].shape
-        shapes = {"W_enc": (width, count), "b_dec": (width,), "topk_threshold": ()}
+        count, width = (*held["W_dec"].shape, 0, 0)[:2]
+        shapes: dict[str, tuple[int, ...]] = {"W_dec": (count, width), "W_enc": (width, count)}
+        shapes |= {"b_dec": (width,), "topk_threshold": ()}
         for name, one in held.items():
-            if name != "W_dec" and tuple(one.shape) != shapes.get(name, (count,)):
+            if tuple(one.shape) != shapes.get(name, (count,)):
                 raise SAEError(f"{source}: {name} has the shape {list(one.shape)}")
             if not bool(one.isfinite().all()):
                 raise SAEError(f"{source}: {name} is not finite")
-        if told.get("rescale_acts_by_decoder_norm"):
+        if kind in ("topk", "batchtopk") and told.get("rescale_acts_by_decoder_norm"):
             norms = held["W_dec"].norm(dim=-1)
             held["W_enc"], held["b_enc"] = held["W_enc"] * norms, held["b_enc"] * norms
             held["W_dec"] = held["W_dec"] / norms[:, None]
@@ -343,7 +344,10 @@ def _about(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config(path: Path) -> Mapping[str, Any]:
     try:
-        return _CONFIG.fields(CONFIG, _CONFIG.parse(_CONFIG.contents(path / CONFIG)))
+        told = _CONFIG.fields(CONFIG, _CONFIG.parse(_CONFIG.contents(path / CONFIG)))
+        for name in ("metadata", "activation_fn_kwargs"):
+            _CONFIG.fields(name, told.get(name) or {})
+        return told
     except SAEError as error:
         raise SAEError(f"{path / CONFIG}: {error}") from error
 

@@ -45,8 +45,8 @@ class LayerTap(Attachable):
         }
         found = {}
         for kind, layer in dict.fromkeys(self.places):
-            there = kinds[kind]
-            module = there[layer] if layer < len(there) else None
+            there = kinds.get(kind, ())
+            module = there[layer] if 0 <= layer < len(there) else None
             if module is None:
                 raise InvalidParameterError(f"a probe reads {kind} of layer {layer}: there is none")
             found[module] = Behind(self._keep(f"{kind}.{layer}"))

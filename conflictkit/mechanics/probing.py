@@ -30,7 +30,14 @@ import torch
 from torch import Tensor
 
 from conflictkit.calibration import CONFLICTING, QUIET
-from conflictkit.detectors.probe import TARGETS, LayerProbe, fit
+from conflictkit.detectors.probe import (
+    KINDS,
+    OPTIMISERS,
+    PENALTIES,
+    TARGETS,
+    LayerProbe,
+    fit,
+)
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
 from conflictkit.evaluation.metrics import detection, intervals, judge
 from conflictkit.evaluation.runner import evaluate
@@ -134,8 +141,11 @@ def fit_probes(
         EmptyInputError: too few cases of a kind.
         ConflictKitError: what capturing and answering raise.
     """
-    if target not in TARGETS:
-        raise unknown_name("target of a probe", str(target), TARGETS)
+    asked = {"target": [target], "kind": kinds, "penalty": [penalty], "optimiser": [optimiser]}
+    known = {"target": TARGETS, "kind": KINDS, "penalty": PENALTIES, "optimiser": OPTIMISERS}
+    for what, name in ((what, name) for what, names in asked.items() for name in names):
+        if name not in known[what]:
+            raise unknown_name(f"{what} of a probe", str(name), known[what])
     if not strengths:
         raise InvalidParameterError("name at least one strength")
     with ExitStack() as stack:

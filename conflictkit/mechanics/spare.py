@@ -52,7 +52,11 @@ def information(codes: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
     low, high = values.min(0), values.max(0)
     scaled = (values - low) / np.where(high > low, high - low, 1.0)
     found = mutual_info_classif(
-        scaled, labels.numpy(), discrete_features=False, n_neighbors=NEIGHBOURS, random_state=seed
+        scaled,
+        labels.numpy(),
+        discrete_features=False,  # pyright: ignore[reportArgumentType]  # its stub says str
+        n_neighbors=NEIGHBOURS,
+        random_state=seed,
     )
     return torch.from_numpy(np.asarray(found, dtype=np.float64))
 
@@ -67,7 +71,7 @@ def select(scores: Tensor, difference: Tensor, share: float) -> tuple[list[int],
     """
     order = scores.argsort(descending=True, stable=True)
     sums = scores[order].cumsum(0)
-    beyond = (sums > share * sums[-1]).nonzero()
+    beyond = (sums > share * sums[-1:]).nonzero()
     count = int(beyond[0]) + 1 if len(beyond) else len(order)
     context: list[int] = []
     memory: list[int] = []

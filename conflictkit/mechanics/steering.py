@@ -57,7 +57,8 @@ BUDGET = 0.5
 """Nats."""
 FEWEST = 8
 """Conflicts that went either way, or pairs, that a fit needs."""
-_PAIRS, _STRENGTH, _CASES = 4096, 10.0, 128
+_PAIRS, _STRENGTH, _CASES = 4096, 10.0, 96
+_TRIES, _CLOSE, _FAR = 24, 0.01, 0.1
 _WORDING = ("chat", "template", "truncate")
 
 
@@ -109,7 +110,8 @@ def fit_steering(
         options: `chat`, `template`, `truncate`, `max_new_tokens`, as in `Model.ask`.
 
     Raises:
-        UnknownNameError, InvalidParameterError, SAEError: a method, layer, share or autoencoder.
+        UnknownNameError, InvalidParameterError, SAEError: a method, layer, share, budget or
+            autoencoder.
         EmptyInputError: too few conflicts went either way.
         ConflictKitError: what answering and capturing raise.
     """
@@ -117,10 +119,19 @@ def fit_steering(
         raise unknown_name("method to fit", str(method), METHODS)
     if variant not in spare.VARIANTS:
         raise unknown_name("variant", str(variant), spare.VARIANTS)
-    depth = len(anatomy.find(network(model)).layers)
+    if not 0 < budget < 20:
+        raise InvalidParameterError(f"budget must lie between 0 and 20 nats, not {budget!r}")
+    body = anatomy.find(network(model))
+    depth = len(body.layers)
     places = by_layer((sae or "atlas").split("+")) if method == "spare" else {}
     if layers is None:
         layers = sorted(places) or list(range(depth // 3, depth - depth // 3))
+    saes = {}
+    for layer in layers if method == "spare" else ():
+        if layer not in places:
+            raise InvalidParameterError(f"spare: no autoencoder of layer {layer}")
+        saes[layer] = SAE.load(places[layer])
+        saes[layer].check(model.name, model.fingerprint, body.width, depth)
     with ExitStack() as stack:
         folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory()))
         chosen, labels, dropped = labelled(model, cases, "source", folder, options, progress)
@@ -138,13 +149,6 @@ def fit_steering(
     }  # fmt: skip
     tie = ModelTie(model.name, model.fingerprint)
     if method == "spare":
-        saes = {}
-        for layer in layers:
-            if layer not in places:
-                raise InvalidParameterError(f"spare: no autoencoder of layer {layer}")
-            saes[layer] = SAE.load(places[layer])
-            body = anatomy.find(network(model))
-            saes[layer].check(model.name, model.fingerprint, body.width, depth)
         sure = _confidence(model, chosen, labels, wording)
         made, counts = _spare(saes, streams, labels, sure, share, variant, seed)
         found: Any = replace(made, sae=sae or "atlas", digest=rule.digest_of(_rows_of(made, saes)))
@@ -290,7 +294,8 @@ def _spare(
             means = spare.targets(codes[mine][:, ids], sure[mine])
             sides[name][layer] = dict(zip(ids, means.tolist(), strict=True))
         counts[str(layer)] = {"context": len(found[0]), "memory": len(found[1])}
-    return SpARE(**{name: rule.text_of(side) for name, side in sides.items()}), counts
+    context, memory = (rule.text_of(side) for side in sides.values())
+    return SpARE(context=context, memory=memory), counts
 
 
 def _rows_of(made: SpARE, saes: Mapping[int, SAE]) -> dict[int, SAE]:
@@ -343,20 +348,25 @@ def _within(
     wording: Mapping[str, Any],
 ) -> tuple[Directions, float]:
     """The directions at the length that meets the budget, and the divergence measured there."""
-    if not 0 < budget < 20:
-        raise InvalidParameterError(f"budget must lie between 0 and 20 nats, not {budget!r}")
     ready = [prepare(model, case, i, {**wording, "max_new_tokens": 1}).prompts["context"]
              for i, case in enumerate(cases)]  # fmt: skip
-    low, high = 1e-3, 1e3
-    size = 1.0
-    for _ in range(16):  # the divergence grows with the length, as far as it is looked at
-        size = (low * high) ** 0.5
-        if moved(model, ready, methods.build(method, directions=str(raw * size))) < budget:
-            low = size
-        else:
-            high = size
-    found = raw * size
-    return found, moved(model, ready, methods.build(method, directions=str(found)))
+    low, high, size, guess, there = 1e-3, 1e3, 1.0, 1.0, 0.0
+    for done in range(_TRIES):
+        size = guess
+        there = moved(model, ready, methods.build(method, directions=str(raw * size)))
+        if abs(there / budget - 1) < _CLOSE:
+            break
+        low, high = (size, high) if there < budget else (low, size)
+        # Small divergences grow with the square of the length; else halve what is left.
+        guess = size * (budget / max(there, 1e-12)) ** 0.5
+        if done >= 4 or not low < guess < high:
+            guess = (low * high) ** 0.5
+    if abs(there / budget - 1) > _FAR:
+        raise InvalidParameterError(
+            f"{method}: no length of its directions moves the next token by {budget:g} nats "
+            f"({there:.3g} at {size:.3g} times the fitted length): name another budget"
+        )
+    return raw * size, there
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from conflictkit.errors import (
     EmptyInputError,
     InvalidParameterError,
 )
-from conflictkit.options import TRACED, Contexts, passages_of
+from conflictkit.gates import PROBE
+from conflictkit.options import TRACED, Contexts, passages_of, resolve
 from conflictkit.prompts import Prompt, answer_ids
 from conflictkit.scoring.forced import Reading, read
 from conflictkit.scoring.record import Score, ScoredToken
@@ -104,10 +105,17 @@ class Scorer:
         if method is None and options.get("policy") is None:
             method = "plain"
         self.model = model
-        self._job, self.wording = model._resolve(method, {**options, "trace": False}, 1)
+        asked = {**options, "trace": False}
+        gate = resolve(method, asked, 1)[0].policies[0].controller.gate
+        if gate is not None and gate.detector == PROBE:
+            raise InvalidParameterError(
+                f"the gate '{gate}' reads activations, which a score does not: take a gate on a "
+                "detector (as in 'jsd > 0.3'), or ask with it (ask, evaluate)"
+            )
+        self._job, self.wording = model._resolve(method, asked, 1)
         self.gate = self.policy.controller.gate
-        asked = [*scores, self.gate.detector] if self.gate else scores
-        self.detectors = tuple(detectors.get(name) for name in dict.fromkeys(asked))
+        wanted = [*scores, self.gate.detector] if self.gate else scores
+        self.detectors = tuple(detectors.get(name) for name in dict.fromkeys(wanted))
         self.names = tuple(detector.name.replace("-", "_") for detector in self.detectors)
 
     @property

@@ -1,8 +1,9 @@
 """Sparse autoencoders of Atlas's middle layers: python experiments/atlas/train_sae.py
 
 Reads documents as Atlas was trained on, keeps the residual stream behind the chosen layers, trains
-a BatchTopK autoencoder of each with SAELens (saved as JumpReLU, as SAELens does), and measures what
-the cards say: L0, explained variance, dead features, and greedy answers kept when reconstructions
+a BatchTopK autoencoder of each with SAELens (saved as JumpReLU, as SAELens does), goes on with it
+inside the model, so that predictions change as little as possible (end-to-end, Braun et al. 2024,
+arXiv 2405.12241), and measures what the card says: L0, explained variance, dead features, and greedy answers kept when reconstructions
 replace the stream. A layer that is there already is left as it is: a killed run goes on.
 """
 
@@ -31,9 +32,11 @@ from conflictkit import anatomy  # noqa: E402
 from conflictkit.interventions.features import Reconstruction  # noqa: E402
 from conflictkit.interventions.sae import SAE  # noqa: E402
 
-LAYERS = (2, 3, 4)
-FEATURES, ACTIVE = 2048, 30
+LAYERS = (3, 4)
+FEATURES, ACTIVE = 1536, 30
 BATCH, RATE = 2048, 1e-3
+TUNED, TUNE_RATE, TUNE_TOKENS, FAITHFUL = 5_000, 1e-3, 1700, 0.2
+"""Documents of the second stage, its learning rate and batches, weight of the stream's own error."""
 HELD = 10_000
 """Chunks of documents from this one on are for measuring."""
 
@@ -66,7 +69,7 @@ def activations(
             model.model(input_ids=batch.ids, use_cache=False)
             real = batch.ids != pad
             for layer in layers:
-                found[layer].append(seen[layer][real].clone())
+                found[layer].append(seen[layer][real].float())
             got += int(real.sum())
         chunk += 1
         print(f"\r{min(got, count):,} of {count:,} tokens read", end="", flush=True)
@@ -122,6 +125,75 @@ def fit(values: Tensor, layer: int, args: argparse.Namespace, model: Any, out: P
     done.cfg.dtype = "bfloat16" if args.half else "float32"
     done.save_inference_model(out)
     tidy(out / "cfg.json")
+
+
+def tune(model: Any, writer: Writer, folder: Path, args: argparse.Namespace) -> None:
+    """Go on inside the model: KL of the next token (answers weigh most) plus what the stream loses.
+
+    As many features fire as before, on the mean over a batch; the threshold follows.
+    """
+    from safetensors.torch import save_file
+
+    hf = model.model.requires_grad_(False)
+    sae = SAE.load(folder)
+    names = ("encoder", "bias", "decoder", "decoder_bias")
+    own = {name: torch.nn.Parameter(getattr(sae, name).clone()) for name in names}
+    optimiser = torch.optim.Adam(own.values(), lr=TUNE_RATE, betas=(0.9, 0.99))
+    now: dict[str, Any] = {"real": None}
+
+    def replaced(_: Any, __: Any, out: Any) -> Any:
+        if now["real"] is None:
+            return None
+        values = out[0] if isinstance(out, tuple) else out
+        real = values[now["real"]].float()
+        codes = ((real - own["decoder_bias"]) @ own["encoder"] + own["bias"]).relu()
+        least = codes.detach().flatten().topk(args.active * len(real)).values[-1]
+        made = (codes * (codes >= least)) @ own["decoder"] + own["decoder_bias"]
+        spread = (real - real.mean(0)).square().sum()
+        now.update(least=float(least), lost=(made - real).square().sum() / spread)
+        values = values.clone()
+        values[now["real"]] = made.to(values.dtype)
+        return (values, *out[1:]) if isinstance(out, tuple) else values
+
+    hook = anatomy.find(hf).layers[sae.layer].register_forward_hook(replaced)
+    threshold, step, chunk = None, 0, TUNED
+    while step < args.tune:
+        documents = stream.documents_of(writer, 0, chunk, train.STEPS)
+        for batch in stream.batches_of(
+            documents, model.tokenizer, TUNE_TOKENS, 0, chunk, train.STEPS
+        ):
+            for group in optimiser.param_groups:
+                group["lr"] = TUNE_RATE * min(1.0, step / 50) * max(0.02, 1 - step / args.tune)
+            ids = batch.ids[:, :-1]
+            real = ids != model.tokenizer.pad_token_id
+            now["real"] = None
+            with torch.no_grad():
+                plain = hf(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            now["real"] = real
+            other = hf(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            moved = (plain.exp() * (plain - other)).sum(-1)
+            weights = batch.weights + 0.05 * real
+            moved = (moved * weights).sum() / weights.sum()
+            optimiser.zero_grad()
+            (moved + FAITHFUL * now["lost"]).backward()
+            optimiser.step()
+            least = now["least"]
+            threshold = least if threshold is None else 0.98 * threshold + 0.02 * least
+            step += 1
+            if step % 50 == 0:
+                print(f"step {step} kl {moved:.4f} lost {now['lost']:.4f}", flush=True)
+            if step >= args.tune:
+                break
+        chunk += 1
+    hook.remove()
+    kind = torch.bfloat16 if args.half else torch.float32
+    made = {
+        "W_enc": own["encoder"], "b_enc": own["bias"], "W_dec": own["decoder"],
+        "b_dec": own["decoder_bias"],
+        "threshold": torch.full((sae.features,), threshold or 0.0),
+    }  # fmt: skip
+    held = {name: one.detach().to(kind).contiguous() for name, one in made.items()}
+    save_file(held, folder / "sae_weights.safetensors")
 
 
 def tidy(path: Path) -> None:
@@ -188,8 +260,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS)
     parser.add_argument("--features", type=int, default=FEATURES)
     parser.add_argument("--active", type=int, default=ACTIVE)
-    parser.add_argument("--tokens", type=int, default=1_500_000)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--tune", type=int, default=400, help="steps inside the model")
     parser.add_argument("--full", dest="half", action="store_false", help="float32, not bfloat16")
     parser.add_argument("--out", type=Path, default=Path("runs/sae/atlas"))
     args = parser.parse_args()
@@ -206,13 +279,18 @@ def main() -> None:
     if missing:
         values = activations(model, writer, tuple(missing), args.tokens, 0)
         for layer in missing:
-            fit(values.pop(layer), layer, args, model, args.out / f"layer{layer}")
+            draft = args.out / f".layer{layer}"
+            if not (draft / "cfg.json").exists():
+                fit(values.pop(layer), layer, args, model, draft)
+            if args.tune:
+                tune(model, writer, draft, args)
+            draft.rename(args.out / f"layer{layer}")
     held = activations(model, writer, tuple(args.layers), 100_000, HELD)
     cases = ck.atlas.cases("test")[::5]
     saes = [SAE.load(args.out / f"layer{layer}") for layer in args.layers]
     card = {
         "command": "python experiments/atlas/train_sae.py",
-        "seed": args.seed, "tokens": args.tokens, "steps": args.steps, "active": args.active,
+        "seed": args.seed, "tokens": args.tokens, "steps": args.steps, "tuned": args.tune, "active": args.active,
         "model": {"name": args.name, "fingerprint": model.fingerprint},
         "layers": [measure(sae, held[sae.layer], model, cases) for sae in saes],
         "together": kept(saes, model, cases),

@@ -1,0 +1,48 @@
+"""Fit what Atlas ships: directions, features, and where it declines.
+
+Run: python experiments/steering/ship.py
+Copies the autoencoders of runs/sae/atlas (experiments/atlas/train_sae.py) into conflictkit/atlas/saes
+and writes conflictkit/atlas/steering/*.json from conflicts of the train split. Run it again whenever
+Atlas's weights change: the policies are tied to them, and a test fails until it is.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+from compare import LAYERS, LEARNT
+from declined import PAIRS, SHARE, strangers
+
+import conflictkit as ck
+from conflictkit.mechanics.steering import METHODS, fit_refusal, fit_steering
+
+PACKAGE = Path(ck.atlas.__file__).parent
+SAES = Path("runs/sae/atlas")
+
+
+def main() -> None:
+    """Copy, fit, write, and say what came out."""
+    for layer in LAYERS:
+        place = PACKAGE / "saes" / f"layer{layer}"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(SAES / f"layer{layer}", place)
+    shutil.copyfile(SAES / "card.json", PACKAGE / "saes" / "card.json")
+    model = ck.load("atlas")
+    cases = [one for one in ck.atlas.cases("train") if one.state in ("correction", "resistance")]
+    cases = random.Random(0).sample(cases, LEARNT)
+    folder = PACKAGE / "steering"
+    folder.mkdir(exist_ok=True)
+    for method in METHODS:
+        made = fit_steering(model, cases, method, layers=LAYERS, keep="runs/steering/shipped")
+        made.policy.save(folder / f"{method}.json")
+        print(method, dict(made.about), flush=True)
+    known = random.Random(0).sample(ck.atlas.cases("train", "agreement"), PAIRS)
+    made = fit_refusal(model, known, strangers(PAIRS), share=SHARE)
+    made.policy.save(folder / "refusal-region.json")
+    print(made.about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""What the seeds' figures say: python experiments/steering/told.py
+
+Reads results/seed*.json, which `compare.py` writes, and puts what they say into README.md, plot.png.
+A claim holds if it holds on two of the three training seeds. No number is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "heads"), str(HERE.parent)]
+
+import claims  # noqa: E402
+from shown import (  # noqa: E402
+    GUARDS,
+    SIDES,
+    Figures,
+    beats,
+    each,
+    gain,
+    gains,
+    keeps,
+    points,
+    reached,
+    safe,
+    share,
+    verdict,
+)
+
+FAMILIES = ("spare", "caa", "repe", "iti", "cad", "adacad", "juice", "ph3")
+OWN = FAMILIES[:4]
+CHOICES = {"free": "most answers from the source", "kept": "with the guards kept on validation"}
+MARGINS = {"representation": (("caa", "repe", "iti"), 0.10), "contrast": (("cad", "adacad"), 0.15)}
+"""What the paper's method gains over its rivals, on its models."""
+
+
+def main() -> None:
+    """Write the page's middle part and the plot."""
+    seeds = {
+        file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("results/seed*.json"))
+    }
+    lines = "\n".join(page(seeds))
+    readme = HERE / "README.md"
+    before, _, after = readme.read_text(encoding="utf-8").split(claims.MARK)
+    readme.write_text(claims.MARK.join([before, f"\n{lines}\n", after]), encoding="utf-8")
+    plot(seeds, HERE / "plot.png")
+    print(lines)
+
+
+def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
+    """All of it, seed by seed in every line."""
+    yield from _autoencoders(seeds)
+    yield from _spare(seeds)
+    yield from _random(seeds)
+    yield from _gated(seeds)
+    yield from _declined(seeds)
+    for how, what in CHOICES.items():
+        yield from _table(seeds, how, what)
+
+
+def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
+    yield "### The autoencoders"
+    yield ""
+    yield "| seed | layer | features | L0 | explained variance | dead | greedy answers kept |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, one in seeds.items():
+        for row in one["autoencoders"]["layers"]:
+            yield (
+                f"| {name} | {row['layer']} | {row['features']:,} | {row['l0']:.1f} | "
+                f"{100 * row['explained_variance']:.1f} % | {100 * row['dead']:.1f} % | "
+                f"{100 * row['answers_kept']:.1f} % |"
+            )
+    yield ""
+    told = each(
+        seeds,
+        lambda one: ", ".join(
+            f"p={fit['share']:g}: "
+            + " ".join(f"layer {at} {n['context']}+{n['memory']}" for at, n in fit["features"].items())
+            for name, fit in one["fits"].items()
+            if name.startswith("spare")
+        ),
+    )
+    yield f"- Features of context + memory that SpARE takes: {told}."
+    yield ""
+
+
+def _spare(seeds: Mapping[str, Figures]) -> Iterator[str]:
+    yield "### SpARE's claims"
+    yield ""
+    for side in SIDES:
+        for how, what in CHOICES.items():
+            up = lambda one, s=side, h=how: gains(reached(one, "spare", s, h))  # noqa: E731
+            said = verdict(seeds, up, keeps("spare", side, how))
+            told = each(seeds, lambda one, s=side, h=how: gain(reached(one, "spare", s, h)))
+            yield f"- *More answers from {side} than `plain`*, {what}: {said}; points: {told}."
+    for kind, (several, margin) in MARGINS.items():
+        for side in SIDES:
+            for rival in several:
+                if (rival, side) == ("adacad", "memory"):
+                    continue
+                above = lambda one, r=rival, s=side, m=margin: _at_least(one, r, s, m)  # noqa: E731
+                told = each(seeds, lambda one, r=rival, s=side: _points(one, r, s))
+                name = "interpolate" if (rival, side) == ("cad", "memory") else rival
+                yield (
+                    f"- *{100 * margin:.0f} points above `{name}`* ({kind}), {side}: "
+                    f"{verdict(seeds, above)}; points: {told}."
+                )
+    yield ""
+
+
+def _at_least(figures: Figures, rival: str, side: str, margin: float) -> bool:
+    found = beats(figures, "spare", rival, side, "free")
+    return found is not None and found[0] >= margin
+
+
+def _points(figures: Figures, rival: str, side: str) -> str:
+    found = beats(figures, "spare", rival, side, "free")
+    return "the same" if found is None else points(*found)
+
+
+def _random(seeds: Mapping[str, Figures]) -> Iterator[str]:
+    yield "### Against 20 random feature sets, or directions of the same norms"
+    yield ""
+    yield "| method, source | " + " | ".join(seeds) + " |"
+    yield "|---|" + "---|" * len(seeds)
+    for name in next(iter(seeds.values()))["random"]:
+        cells = []
+        for one in seeds.values():
+            row = one["random"][name]
+            cells.append(
+                f"{100 * row['best']:.0f} against {100 * row['mean']:.0f} ± "
+                f"{100 * row['deviation']:.0f}, {row['as good']} of {row['of']} as good"
+            )
+        yield f"| {name} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _gated(seeds: Mapping[str, Figures]) -> Iterator[str]:
+    yield "### Gated against always on, towards the context"
+    yield ""
+    yield "Points against `plain`: answers from the context; guards; forwards per token."
+    yield ""
+    names = list(next(iter(seeds.values()))["gated"])
+    yield "| method | " + " | ".join(seeds) + " |"
+    yield "|---|" + "---|" * len(seeds)
+    for family in names:
+        rows: dict[str, list[str]] = {}
+        for one in seeds.values():
+            table = one["gated"][family]
+            for label, row in table.items():
+                if label == "plain":
+                    continue
+                gate = label.partition(" when ")[2] or "always on"
+                lost = "/".join(f"{100 * (row[g]['minus'] or 0):+.0f}" for g in GUARDS)
+                rows.setdefault(gate, []).append(
+                    f"{100 * (row['context_rate']['minus'] or 0):+.1f}; {lost}; "
+                    f"{row['forwards_per_token']['value']:.2f}"
+                )
+        for gate, cells in rows.items():
+            yield f"| `{family}`, {gate} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _declined(seeds: Mapping[str, Figures]) -> Iterator[str]:
+    yield "### Declining where the sources conflict"
+    yield ""
+    told = each(
+        seeds,
+        lambda one: (
+            f"{100 * one['declined']['declines when on']:.0f} % of "
+            f"{one['declined']['cases']} questions under `{one['declined']['setting']}` "
+            f"({100 * one['declined']['declines plainly']:.0f} % plainly)"
+        ),
+    )
+    yield f"- `refusal-region`, always on, declines: {told}."
+    for gate in ("jsd", "random"):
+        told = each(
+            seeds,
+            lambda one, g=gate: ", ".join(
+                f"{100 * row['risk']:.0f} % at {100 * row['coverage']:.0f} %"
+                for row in one["declined"]["curves"][g]
+            ),
+        )
+        what = "the divergence of the streams" if gate == "jsd" else "chance"
+        yield f"- Wrong answers among those given, at coverage, gated by {what}: {told}."
+    yield ""
+
+
+def _table(seeds: Mapping[str, Figures], how: str, what: str) -> Iterator[str]:
+    yield f"### Every method at its best, {what}"
+    yield ""
+    heads = " | ".join(f"{name}: from it | guards" for name in seeds)
+    yield f"| for | method | {heads} |"
+    yield "|---|---|" + "---|---|" * len(seeds)
+    for side in SIDES:
+        for family in ("plain", *FAMILIES):
+            cells = []
+            for figures in seeds.values():
+                sides = figures["chosen"].get(family, {side: {how: "plain"}})
+                if side not in sides:
+                    continue
+                label = sides[side][how]
+                cells += [share(figures["test"][label][f"{side}_rate"]), _guards(figures, label)]
+            if cells:
+                name = "`interpolate`" if (family, side) == ("cad", "memory") else f"`{family}`"
+                yield f"| {side} | {name} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _guards(figures: Figures, label: str) -> str:
+    test = figures["test"]
+    lost = "/".join(
+        f"{100 * (test[label][g]['value'] - test['plain'][g]['value']):+.0f}" for g in GUARDS
+    )
+    word = "kept" if safe(figures, label) else "lost"
+    return f"{word} {lost}, other {100 * test[label]['other_rate']['value']:.0f}"
+
+
+def plot(seeds: Mapping[str, Figures], file: Path) -> None:
+    """Answers from the wanted source against agreement kept: every family, both choices."""
+    made, several = claims.figure(9.0, 4.2, 2)
+    for axes, side in zip(several, SIDES, strict=True):
+        for number, family in enumerate(FAMILIES):
+            xs: list[float] = []
+            ys: list[float] = []
+            for figures in seeds.values():
+                if side not in figures["chosen"][family]:
+                    continue
+                row: Any = figures["test"][figures["chosen"][family][side]["free"]]
+                xs.append(100 * row["recall"]["value"])
+                ys.append(100 * row[f"{side}_rate"]["value"])
+            if xs:
+                name = "interpolate" if (family, side) == ("cad", "memory") else family
+                axes.plot(xs, ys, "os^Dv<>P"[number], color=f"C{number}", label=name)
+        plain = [one["test"]["plain"] for one in seeds.values()]
+        axes.plot(
+            [100 * one["recall"]["value"] for one in plain],
+            [100 * one[f"{side}_rate"]["value"] for one in plain], "k*", label="plain",
+        )  # fmt: skip
+        axes.set_xlabel("closed-book recall, %")
+        axes.set_ylabel(f"answers from {side}, %")
+        axes.legend(fontsize=7)
+    made.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
