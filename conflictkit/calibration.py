@@ -78,9 +78,9 @@ def calibrate(
             )
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise InvalidParameterError(f"batch must be a whole number of at least 1, not {batch!r}")
-    if detector == PROBE:
+    if detector == PROBE or "@" in detector:
         raise InvalidParameterError(
-            "a probe's score is a probability, and is not calibrated: set its gate by hand, as in "
+            "a gate that reads activations is not calibrated: set it by hand, as in "
             "when='probe > 0.7', probe=FILE"
         )
     sign = detectors.get(detector).sign

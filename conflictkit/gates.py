@@ -5,6 +5,12 @@
 Gate(detector='jsd', sign='>', threshold=0.3, release=0.2, at='step')
 >>> print(Gate.parse("confidence-gain<0 at prompt"))
 confidence-gain < 0 at prompt
+
+A gate may also read what a layer of the context stream writes: by a fitted probe (`probe > 0.7`),
+or by a statistic of `conflictkit.detectors.statistics`:
+
+>>> Gate.parse("kurtosis@residual.3 > 20").place
+('residual', 3)
 """
 
 from __future__ import annotations
@@ -18,8 +24,9 @@ import torch
 from torch import Tensor
 
 from conflictkit import detectors
-from conflictkit.detectors.probe import LayerProbe
-from conflictkit.errors import InvalidParameterError
+from conflictkit.detectors.probe import KINDS, LayerProbe
+from conflictkit.detectors.statistics import STATISTICS
+from conflictkit.errors import InvalidParameterError, unknown_name
 from conflictkit.interventions.contrast import Parameter, check
 from conflictkit.types import GATE_TOLERANCE, State, Step
 
@@ -34,9 +41,11 @@ _BOUNDS = [
 ]
 
 _TEXT = re.compile(
-    r"\s*(?P<detector>[a-z][a-z-]*[a-z])\s*(?P<sign>[<>])\s*(?P<threshold>[^\s<>]+)"
+    r"\s*(?P<detector>[a-z][a-z-]*[a-z]|[a-z][a-z0-9-]*@[a-z]+\.\d{1,4})\s*(?P<sign>[<>])\s*(?P<threshold>[^\s<>]+)"
     r"(?:\s+until\s+(?P<release>\S+))?(?:\s+at\s+(?P<at>\S+))?\s*"
 )
+
+_STATISTIC = re.compile(r"(?P<name>[a-z][a-z0-9-]*)@(?P<kind>[a-z]+)\.(?P<layer>\d{1,4})")
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class Gate:
     is a fold over the steps of a row: beams may reorder it and drafts may roll it back.
 
     Attributes:
-        detector: name of a detector (see `conflictkit.detectors`), or `probe`.
+        detector: name of a detector (see `conflictkit.detectors`), `probe`, or
+            `STATISTIC@KIND.LAYER`.
         sign: `>`: open above the threshold; `<`: open below it.
         threshold: in the detector's unit.
         release: with hysteresis, an open gate closes only beyond this value on the other side; it
@@ -58,7 +68,7 @@ class Gate:
             the toolkit does.
 
     Raises:
-        UnknownNameError: no such detector.
+        UnknownNameError: no such detector, statistic or kind of activations.
         InvalidParameterError: a value of the wrong type, not finite, or a release that could never
             hold the gate open.
     """
@@ -73,7 +83,11 @@ class Gate:
     def __post_init__(self) -> None:
         if not isinstance(self.detector, str):
             raise InvalidParameterError(f"gate: detector must be a name, not {self.detector!r}")
-        if self.detector != PROBE:
+        if (found := _STATISTIC.fullmatch(self.detector)) is not None:
+            for what, known in (("name", STATISTICS), ("kind", KINDS)):
+                if found[what] not in known:
+                    raise unknown_name(f"{what} of a statistic", found[what], known)
+        elif self.detector != PROBE:
             detectors.get(self.detector)
         if self.probe is not None and not (
             isinstance(self.probe, LayerProbe) and self.detector == PROBE
@@ -130,7 +144,21 @@ class Gate:
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the streams that the detector reads."""
-        return ("context",) if self.detector == PROBE else detectors.get(self.detector).needs
+        if self.reads_activations:
+            return ("context",)
+        return detectors.get(self.detector).needs
+
+    @property
+    def reads_activations(self) -> bool:
+        """Whether it reads what a layer writes, not logits."""
+        return self.detector == PROBE or "@" in self.detector
+
+    @property
+    def place(self) -> tuple[str, int] | None:
+        """The `(kind, layer)` that it reads; None: none, or that of a probe to be settled."""
+        if (found := _STATISTIC.fullmatch(self.detector)) is not None:
+            return found["kind"], int(found["layer"])
+        return None if self.probe is None else (self.probe.kind, self.probe.layer)
 
     def reading(self, probe: LayerProbe) -> Self:
         """The same with this probe, where it wants one and has none."""
@@ -138,14 +166,18 @@ class Gate:
         return replace(self, probe=probe) if wants else self
 
     def _score(self, step: Step) -> Tensor:
-        if self.detector != PROBE:
+        if not self.reads_activations:
             return detectors.get(self.detector)(step)
-        if self.probe is None or self.probe.place not in step.activations:
+        name = "{}.{}".format(*(self.place or ("", "")))
+        if name not in step.activations:
             raise InvalidParameterError(
                 f"the gate '{self}' reads activations: it works in ask, evaluate and "
                 "generate(custom_generate=conflictkit.decode), with a probe (probe=FILE)"
             )
-        return self.probe(step.activations[self.probe.place]).to(step.logits.device)
+        values = step.activations[name]
+        if self.probe is not None:
+            return self.probe(values).to(step.logits.device)
+        return STATISTICS[self.detector.partition("@")[0]](values).to(step.logits.device)
 
     def initial(self, batch: int, device: torch.device | str = "cpu") -> State:
         """`gate`: `[batch]` int64, every row undecided."""

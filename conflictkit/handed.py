@@ -115,7 +115,7 @@ def control_of(
     for chosen in policies:
         if chosen.model is not None:
             chosen.check(str(model.config.name_or_path), models.fingerprint(model))
-        if (gate := chosen.controller.gate) is not None and gate.detector == PROBE:
+        if (gate := chosen.controller.gate) is not None and gate.reads_activations:
             _check_probe(model, gate, seen=bool(more))
         if isinstance(chosen.controller.start_after, str) and not chosen.controller.markers:
             text = chosen.controller.start_after
@@ -139,6 +139,8 @@ def _check_probe(model: Any, gate: Gate, seen: bool) -> None:
             f"the gate '{gate}' reads activations, which a processor cannot: use "
             "generate(..., custom_generate=conflictkit.decode)"
         )
+    if gate.detector != PROBE:
+        return
     if gate.probe is None:
         raise InvalidParameterError(
             f"the gate '{gate}' needs a probe of this model: fit one (conflictkit fit-probe) and "

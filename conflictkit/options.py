@@ -133,7 +133,7 @@ def settled(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy
     """The policies, with what their methods and gates were not told: heads, directions, probes.
 
     Args:
-        job: its rankings and probe, or Atlas's own where the weights are Atlas's.
+        job: its rankings and probe; Atlas's own rankings and fits where the weights are Atlas's.
         name, fingerprint: of the model; weights are looked at only if something belongs to them.
 
     Raises:
@@ -155,9 +155,6 @@ def settled(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy
         if gate.detector != PROBE:
             return gate
         probe = gate.probe or job.probe
-        if probe is None and (file := atlas.probe()) is not None:
-            own = LayerProbe.load(file)
-            probe = own if own.fingerprint == fingerprint() else None
         if probe is None:
             raise InvalidParameterError(
                 f"the gate '{gate}' needs a probe of this model: fit one (conflictkit fit-probe "

@@ -89,8 +89,8 @@ def _controllers(control: Control) -> list[tuple[Controller, Tensor | None]]:
 def _tap(control: Control) -> LayerTap | None:
     """What the gates' probes read of the context stream."""
     gates = [one.gate for one, _ in _controllers(control)]
-    probes = [gate.probe for gate in gates if gate is not None and gate.probe is not None]
-    return LayerTap([(one.kind, one.layer) for one in probes]) if probes else None
+    places = [gate.place for gate in gates if gate is not None and gate.place is not None]
+    return LayerTap(places) if places else None
 
 
 def _edits(control: Control, prompts: Prompts) -> dict[str, list[Whose]]:

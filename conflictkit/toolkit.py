@@ -54,7 +54,7 @@ class Model:
         heads: rankings (`conflictkit.interventions.ranking.HeadRanking`) or files of them, for
             methods that edit heads; by default Atlas's own, for Atlas;
         probe: a `conflictkit.detectors.probe.LayerProbe` or its file, for gates such as
-            `probe > 0.7`; by default Atlas's own, for Atlas;
+            `probe > 0.7`;
         truncate: cut the end of a context that does not fit the window (default False: an error);
         processors: transformers' logits processors, applied to the context stream before the
             method.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from conflictkit.atlas import templates
 from conflictkit.atlas.cases import cases
-from conflictkit.atlas.data import Fact, auto, facts, heads, path, probe, saes, steering
+from conflictkit.atlas.data import Fact, auto, facts, heads, path, saes, steering
 from conflictkit.atlas.guards import guards
 from conflictkit.atlas.relations import RELATIONS
 
@@ -25,7 +25,6 @@ __all__ = [
     "guards",
     "heads",
     "path",
-    "probe",
     "saes",
     "steering",
     "templates",

@@ -52,12 +52,6 @@ def heads(by: str) -> Path | None:
     return file if file.exists() else None
 
 
-def probe() -> Path | None:
-    """The file of a conflict probe of this model, if shipped."""
-    file = Path(__file__).resolve().parent / "probe.safetensors"
-    return file if file.exists() else None
-
-
 def saes() -> list[Path]:
     """The folders of this model's sparse autoencoders, by layer."""
     return sorted((Path(__file__).resolve().parent / "saes").glob("layer*"))

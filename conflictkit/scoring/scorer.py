@@ -15,7 +15,6 @@ from conflictkit.errors import (
     EmptyInputError,
     InvalidParameterError,
 )
-from conflictkit.gates import PROBE
 from conflictkit.options import TRACED, Contexts, passages_of, resolve
 from conflictkit.prompts import Prompt, answer_ids
 from conflictkit.scoring.forced import Reading, read
@@ -107,7 +106,7 @@ class Scorer:
         self.model = model
         asked = {**options, "trace": False}
         gate = resolve(method, asked, 1)[0].policies[0].controller.gate
-        if gate is not None and gate.detector == PROBE:
+        if gate is not None and gate.reads_activations:
             raise InvalidParameterError(
                 f"the gate '{gate}' reads activations, which a score does not: take a gate on a "
                 "detector (as in 'jsd > 0.3'), or ask with it (ask, evaluate)"

@@ -1,10 +1,11 @@
 """Sparse autoencoders of Atlas's middle layers: python experiments/atlas/train_sae.py
 
-Reads documents as Atlas was trained on, keeps the residual stream behind the chosen layers, trains
-a BatchTopK autoencoder of each with SAELens (saved as JumpReLU, as SAELens does), goes on with it
-inside the model, so that predictions change as little as possible (end-to-end, Braun et al. 2024,
-arXiv 2405.12241), and measures what the card says: L0, explained variance, dead features, and greedy answers kept when reconstructions
-replace the stream. A layer that is there already is left as it is: a killed run goes on.
+Reads documents as Atlas was trained on, keeps the residual stream behind the chosen layers,
+trains a BatchTopK autoencoder of each with SAELens (saved as JumpReLU, as SAELens does), goes on
+with it inside the model, so that predictions change as little as possible (end-to-end, Braun et
+al. 2024, arXiv 2405.12241), and measures what the card says: L0, explained variance, dead
+features, and greedy answers kept when reconstructions replace the stream. A layer that is there
+already is left as it is: a killed run goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LAYERS = (3, 4)
 FEATURES, ACTIVE = 1536, 30
 BATCH, RATE = 2048, 1e-3
 TUNED, TUNE_RATE, TUNE_TOKENS, FAITHFUL = 5_000, 1e-3, 1700, 0.2
-"""Documents of the second stage, its learning rate and batches, weight of the stream's own error."""
+"""Of the second stage: its documents, learning rate, batches, weight of the stream's own error."""
 HELD = 10_000
 """Chunks of documents from this one on are for measuring."""
 
@@ -290,7 +291,8 @@ def main() -> None:
     saes = [SAE.load(args.out / f"layer{layer}") for layer in args.layers]
     card = {
         "command": "python experiments/atlas/train_sae.py",
-        "seed": args.seed, "tokens": args.tokens, "steps": args.steps, "tuned": args.tune, "active": args.active,
+        "seed": args.seed, "tokens": args.tokens, "steps": args.steps, "tuned": args.tune,
+        "active": args.active,
         "model": {"name": args.name, "fingerprint": model.fingerprint},
         "layers": [measure(sae, held[sae.layer], model, cases) for sae in saes],
         "together": kept(saes, model, cases),

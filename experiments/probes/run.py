@@ -1,11 +1,11 @@
 """What probes see of a conflict in Atlas, on three training seeds: python experiments/probes/run.py
 
-Every conflict stands beside the same passage with memory's answer in the place of the context's, so
-that text alone says nothing. Probes of every layer and kind are fitted on the train split, chosen on
-validation and measured on test; beside them stand a classifier of the text and the divergence of
-the streams. Further: a relation left out of training, and which source will win. Activations are
-kept below runs/probes: a killed run goes on. Writes results/<seed>.json, plot.png and what the
-numbers say into README.md; `--ship` also puts the shipped model's probe into the package.
+Every conflict stands beside the same passage with memory's answer in place of the context's, so
+that text alone says nothing. Probes of every layer and kind are fitted on the train split, chosen
+on validation and measured on test; beside them stand a classifier of the text and the divergence
+of the streams. Further: a relation left out of training, and which source will win. Activations
+are kept below runs/probes: a killed run goes on. Writes results/<seed>.json, plot.png and what
+the numbers say into README.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from conflictkit.streams import Stream  # noqa: E402
 from conflictkit.types import Case  # noqa: E402
 
 SEEDS = ("seed0", "seed1", "seed2")
-SHIPPED = "seed2"
 SIZES = {"train": 900, "validation": 300, "test": 500}
 """Conflicts; as many passages that agree stand beside them."""
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
@@ -257,7 +256,7 @@ def says(seeds: dict[str, Any]) -> list[str]:
     above = {
         name: sum(one["test"][name]["minus_low"] > 0 for one in rows) for name in ("text", "jsd")
     }
-    lines = [
+    return [
         f"- AUROC of the best probe, chosen on validation (seeds {', '.join(seeds)}): "
         + "; ".join(
             f"{cell(one['test']['probe'])} at {one['chosen']['kind']} {one['chosen']['layer']}"
@@ -269,7 +268,7 @@ def says(seeds: dict[str, Any]) -> list[str]:
         + f". The probe is above it, interval included, on {above['text']}.",
         "- JSD of the streams: "
         + "; ".join(cell(one["test"]["jsd"]) for one in rows)
-        + f". The probe is above it, interval included, on {above['jsd']}; it is below it, interval "
+        + f". The probe is above it, interval included, on {above['jsd']}; below it, interval "
         f"included, on {sum(one['test']['jsd']['minus_high'] < 0 for one in rows)}.",
         "- A relation left out of training, AUROC on it: "
         + "; ".join(
@@ -281,7 +280,6 @@ def says(seeds: dict[str, Any]) -> list[str]:
         + "; ".join(f"{cell(one['source'])} behind layer {one['source']['layer']}" for one in rows)
         + ".",
     ]
-    return lines
 
 
 def plot(seeds: dict[str, Any], file: Path) -> None:
@@ -309,7 +307,6 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--seeds", nargs="+", default=SEEDS)
     options.add_argument("--runs", type=Path, default=Path("runs/probes"))
-    options.add_argument("--ship", action="store_true", help="put the probe into the package")
     arguments = options.parse_args()
     (HERE / "results").mkdir(exist_ok=True)
     for name in arguments.seeds:
@@ -318,9 +315,6 @@ def main() -> None:
         (HERE / "results" / f"{name}.json").write_text(text, encoding="utf-8")
         print(name, json.dumps(figures["test"]), flush=True)
         probe.save(arguments.runs / name / "probe.safetensors")
-        if arguments.ship and name == SHIPPED:
-            shipped = replace(probe, model="atlas")
-            shipped.save(Path(ck.atlas.__file__).parent / "probe.safetensors")
     seeds = {
         file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("results/*.json"))
     }

@@ -2,12 +2,12 @@
 
 Run: python experiments/steering/compare.py --seed seed2
 
-Features and directions come from the train split, settings from validation, figures from test. Every
-family has 24 settings for each source; `free` is the one that gives most answers from that source,
-`kept` the best one that loses at most two points of agreement, of reading about invented subjects
-and of closed-book recall. CAD, AdaCAD, JuICE and PH3 are those of `experiments/heads`, chosen in the
-same way on the same cases. Writes results/<seed>.json; answers are kept below runs/steering, so the
-same command goes on where it was cut short. `told.py` makes a page of it.
+Features and directions come from the train split, settings from validation, figures from test.
+Every family has 24 settings for each source; `free` is the one that gives most answers from that
+source, `kept` the best one that loses at most two points of agreement, of reading about invented
+subjects and of closed-book recall. CAD, AdaCAD, JuICE and PH3 are those of `experiments/heads`,
+chosen in the same way on the same cases. Writes results/<seed>.json; answers are kept below
+runs/steering, so the same command goes on where it was cut short. `told.py` makes a page of it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ DEGREES, SHARES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), (0.03, 0.07, 0.15, 0.3)
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 PLACES = ("last_prompt", "generated", "all")
 RANDOM_SETS = 20
+TUNED = {name: count // 2 for name, count in heads.TUNED.items()}
+GATED = {**heads.CURVED, **heads.GUARDED}
 GATES = ("probe > 0.5 at prompt", "jsd > 0.1 at prompt", "jsd > 0.3 at prompt")
 
 Policies = dict[str, Policy]
@@ -88,8 +90,9 @@ class Bench:
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 more = {"sae": str(self.saes), "share": share} if share else {}
+                layers = sorted(by_layer([str(self.saes)])) if share else LAYERS
                 made = fit_steering(
-                    self.seed.model, cases, family, layers=LAYERS, keep=self.folder / "kept",
+                    self.seed.model, cases, family, layers=layers, keep=self.folder / "kept",
                     **more,
                 )  # fmt: skip
                 made.policy.save(file)
@@ -141,7 +144,7 @@ def changed(policy: Policy, *, when: str | None = None, **params: Any) -> Policy
 
 def tuned(bench: Bench, fitted: Any) -> tuple[dict[str, Any], dict[str, Any], Policies]:
     """What the validation split chooses, what it reached, and the policies by label."""
-    cases = bench.seed.drawn("validation", heads.TUNED)
+    cases = bench.seed.drawn("validation", TUNED)
     plain = heads.rates(bench.answered("tune-plain", cases, {}, ["plain"]))["plain"]
     chosen: dict[str, Any] = {}
     reached: dict[str, Any] = {"plain": plain}
@@ -245,7 +248,8 @@ def _live(bench: Bench, sae: SAE, draw: torch.Generator, count: int, side: str) 
     if key not in _FIRES:
         from conflictkit.mechanics.captured import load
 
-        kept = load(bench.folder / "kept" / ("layers-" + "-".join(map(str, LAYERS))))
+        layers = sorted(by_layer([str(bench.saes)]))
+        kept = load(bench.folder / "kept" / ("layers-" + "-".join(map(str, layers))))
         fires = (sae.code(kept.values("residual", sae.layer)) > 0).any(0)
         _FIRES[key] = fires.nonzero()[:, 0].tolist()
     mine = _FIRES[key][0::2] if side == "context" else _FIRES[key][1::2]
@@ -274,7 +278,7 @@ def controlled(bench: Bench, chosen: Any, policies: Policies) -> dict[str, Any]:
 
 def gated(bench: Bench, chosen: Any, policies: Policies) -> dict[str, Any]:
     """Always on against gates, towards the context: what they keep, and what they cost."""
-    cases = bench.seed.drawn("test", heads.TESTED)
+    cases = bench.seed.drawn("test", GATED)
     found = {}
     for family in ("spare", "caa"):
         label = chosen[family]["context"]["free"]

@@ -1,8 +1,8 @@
 """Declining where the sources conflict: refusal-region editing behind a gate, as risk and coverage.
 
-A gate held from the prompt on gives, case by case, either the plain answer or the edited one. So two
-runs and the gate's scores tell every threshold's risk (share of wrong answers among those given) and
-coverage (share of questions that are answered).
+A gate held from the prompt on gives, case by case, either the plain answer or the edited one. So
+two runs and the gate's scores tell every threshold's risk (share of wrong answers among those
+given) and coverage (share of questions that are answered).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from conflictkit.streams import Stream
 from conflictkit.types import Case
 
 PAIRS = 50
-ALPHAS = (0.1, 0.25, 0.5, 1.0, 2.0)
+ALPHAS = (0.1, 0.25, 0.5, 0.75, 1.0)
 SHARE = 0.5
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 SIZES = {"bare": 100, "assertive": 100, "hedged": 100, "agreement": 300}

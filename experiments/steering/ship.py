@@ -1,9 +1,10 @@
 """Fit what Atlas ships: directions, features, and where it declines.
 
 Run: python experiments/steering/ship.py
-Copies the autoencoders of runs/sae/atlas (experiments/atlas/train_sae.py) into conflictkit/atlas/saes
-and writes conflictkit/atlas/steering/*.json from conflicts of the train split. Run it again whenever
-Atlas's weights change: the policies are tied to them, and a test fails until it is.
+Copies the autoencoders of runs/sae/atlas (experiments/atlas/train_sae.py) into
+conflictkit/atlas/saes and writes conflictkit/atlas/steering/*.json from conflicts of the train
+split. Run it again whenever Atlas's weights change: the policies are tied to them, and a test
+fails until it is.
 """
 
 from __future__ import annotations

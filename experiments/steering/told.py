@@ -1,7 +1,7 @@
 """What the seeds' figures say: python experiments/steering/told.py
 
-Reads results/seed*.json, which `compare.py` writes, and puts what they say into README.md, plot.png.
-A claim holds if it holds on two of the three training seeds. No number is typed by hand.
+Reads results/seed*.json, which `compare.py` writes, and puts what they say into README.md and
+plot.png. A claim holds if it holds on two of the three training seeds. No number is typed by hand.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
         seeds,
         lambda one: ", ".join(
             f"p={fit['share']:g}: "
-            + " ".join(f"layer {at} {n['context']}+{n['memory']}" for at, n in fit["features"].items())
+            + " ".join(
+                f"layer {at} {n['context']}+{n['memory']}" for at, n in fit["features"].items()
+            )
             for name, fit in one["fits"].items()
             if name.startswith("spare")
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import copy
 import threading
 from collections.abc import Callable, Iterator
@@ -113,9 +112,7 @@ def test_both_are_plain_hooks(name: str, sae: SAE) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("edit", ["direction", "feature"])
-def test_rows_have_strengths_of_their_own(
-    hf: Any, edit: str, dtype: torch.dtype, sae: SAE
-) -> None:
+def test_rows_have_strengths_of_their_own(hf: Any, edit: str, dtype: torch.dtype, sae: SAE) -> None:
     strengths, ids, plain = [0.0, 1.5, -0.5], tokens(3), logits(hf.to(dtype), tokens(3))
     with hooked(hf, {0: lambda h: torch.stack([  # each row by itself
         steered(row, s) if edit == "feature" else (row + s * VECTORS[0].to(dtype)).to(dtype)
@@ -243,7 +240,7 @@ def test_threads_do_not_see_each_others(hf: Any, sae: SAE) -> None:
 
     def work(edit: Any, expected: torch.Tensor) -> None:
         try:
-            with edit.attach(hf) if edit is not None else contextvars.copy_context():
+            with edit.attach(hf):
                 ready.wait(30)
                 for _ in range(5):
                     torch.testing.assert_close(logits(hf), expected, atol=1e-4, rtol=1e-4)
@@ -317,8 +314,8 @@ def golden_sae(folder: Path, get: dict[str, Any]) -> Path:
     names = ["b_enc", "W_dec", "b_dec", *(["threshold"] if kind == "jumprelu" else [])]
     tensors = {name: torch.from_numpy(get[name]) for name in names}
     tensors["W_enc"] = torch.from_numpy(get["W_enc"]).T.contiguous()
-    told = {"apply_b_dec_to_input": kind == "standard"}
-    return saes.write(folder, kind, tensors=tensors, layer=0, **told)
+    centred = kind == "standard"
+    return saes.write(folder, kind, tensors=tensors, layer=0, apply_b_dec_to_input=centred)
 
 
 @pytest.mark.parametrize("case", range(6))
@@ -335,8 +332,8 @@ def test_the_edit_is_the_released_codes(case: int, shared: Path, tmp_path: Path)
         vocab_size=9, hidden_size=h.shape[1], intermediate_size=8, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2,
     )  # fmt: skip
-    hf = transformers.LlamaForCausalLM(config).eval()
-    seen: list[torch.Tensor] = []
+    hf: Any = transformers.LlamaForCausalLM(config).eval()
+    seen: list[Any] = []
     hf.model.layers[0].register_forward_hook(lambda *_: h[:, None])
     degree = float(get["edit_degree"])
     context, memory = (text_of({0: side}) for side in sides)

@@ -41,7 +41,7 @@ def test_names_may_stand_beside_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("told", "why"),
-    [({"architecture": "transcoder"}, "an SAE of kind 'transcoder'.* is not known .kinds: standard"),
+    [({"architecture": "transcoder"}, "an SAE of kind 'transcoder'.* is not known .kinds: stand"),
      ({"architecture": 7}, "an SAE of kind '7'"),
      ({"normalize_activations": "expected_average_only_in"}, "normalised by 'expected_average"),
      ({"reshape_activations": "hook_z"}, "is not known"),

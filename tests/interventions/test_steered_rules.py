@@ -1,4 +1,4 @@
-"""Rules whose data come from a fit: what they change where, their texts, and when they have none."""
+"""Rules whose data come from a fit: what they change where, their texts, and having none."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rule_that_was_not_fitted_says_how_to(name: str) -> None:
-    rule = methods.build(name)
+    rule: Any = methods.build(name)
     assert not rule.is_settled
     with pytest.raises(
         InvalidParameterError,
@@ -139,14 +139,14 @@ def test_texts_may_be_written_by_hand() -> None:
     "text",
     ["3", "3.1", "3.1:", "3.1:x", "3.1:nan", "3.1:inf", "3.1:1e9", "3.1:--1", "3.1:1e", "-1.1:2",
      "3.-1:2", "3.1:2+", "+3.1:2", "3.1:2+3.1:4", "3.1:2 3.2:2", "3.1:2,3.2:2", "12345.0:1",
-     "3.12345678:1", "3.1:" + "1" * 26, "\u0663.1:2+\u0663.\u0661:3"],
+     "3.12345678:1", "3.1:" + "1" * 26],
 )  # fmt: skip
 def test_texts_that_cannot_be_read(text: str) -> None:
     with pytest.raises(InvalidParameterError, match="spare: cannot read the feature .*LAYER.FEAT"):
         targets_of(text)
     for side in ("context", "memory"):
         with pytest.raises(InvalidParameterError, match="spare: cannot read the feature"):
-            SpARE(**{side: text})
+            replace(SpARE(), **{side: text})  # type: ignore[arg-type]
 
 
 def test_features_go_with_the_side(folder: Path) -> None:
@@ -184,7 +184,8 @@ def test_layers_have_their_autoencoders(folder: Path, tmp_path: Path) -> None:
     rows = rule.rows()
     assert list(rows) == [0, 1]
     assert torch.equal(rows[1].decoder, SAE.load(other).decoder[[4, 2]])
-    assert [edit.sae.layer for edit in rule.edits(Prompts([4]))["edited"]] == [0, 1]
+    edits: Any = rule.edits(Prompts([4]))["edited"]
+    assert [edit.sae.layer for edit in edits] == [0, 1]
     digest = module.digest_of(rows)
     assert replace(rule, digest=digest).rows().keys() == rows.keys()
     swapped = replace(rule, context="1.2:1+0.2:1", memory="1.4:1", digest=digest)

@@ -25,7 +25,7 @@ from conflictkit.interventions.edited import SpARE
 from conflictkit.interventions.edited import spare as rules
 from conflictkit.interventions.sae import SAE
 from conflictkit.mechanics import spare, steering
-from conflictkit.mechanics.steering import FEWEST, fit_refusal, fit_steering
+from conflictkit.mechanics.steering import FEWEST, fit_steering
 from conflictkit.policy import Policy
 from conflictkit.prompts import answer_ids
 from tests import saes
@@ -305,7 +305,7 @@ def test_spares_policy_names_its_autoencoder(
     assert loaded == policy
     question, context = ASKED[0]
     for prefer in ("context", "memory"):
-        rule = replace(loaded.controller.rule, prefer=prefer, degree=6.0)
+        rule: Any = replace(loaded.controller.rule, prefer=prefer, degree=6.0)
         with rule.attach(atlas.model, prompt_lengths=[len(ids(atlas, SHORT[40])[0])]) as handle:
             steered = atlas.model(ids(atlas, SHORT[40])).logits[0, -1]
         assert handle.edits == 1  # the prompt's last position
@@ -359,41 +359,3 @@ def test_spares_autoencoders_are_checked_before_anything_is_read(
     saes.write(tmp_path / "one", **options)
     with pytest.raises(error, match=why):
         fit_steering(atlas, CASES, "spare", sae=str(tmp_path), layers=layers)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", steering.REGION)
-def test_a_refusal_region_is_derived_again(variant: str, atlas: Any) -> None:
-    answerable, refused = SHORT[:FEWEST], SHORT[20 : 20 + FEWEST + 3]
-    fit = fit_refusal(atlas, answerable, refused, share=0.25, variant=variant)
-    assert fit.about == {
-        "method": "refusal-region", "pairs": FEWEST, "share": 0.25, "variant": variant,
-    }  # fmt: skip
-    both = [
-        torch.stack([read(atlas, ids(atlas, one))[0] for one in cases[:FEWEST]]).double()
-        for cases in (answerable, refused)
-    ]
-    d = (both[0] - both[1]).numpy()
-    found = Directions.read(fit.policy.controller.rule.directions).vectors
-    assert list(found) == list(range(int(variant == "released"), 6))
-    for layer, vector in found.items():
-        mine = d[:, layer - (variant == "released")]
-        least = np.argsort(mine.var(0))[:48]
-        expected = np.zeros(192)
-        expected[least] = mine.mean(0)[least]
-        np.testing.assert_allclose(vector.numpy(), expected, atol=1e-4)
-    prompt = ids(atlas, SHORT[50])
-    _, expected = read(atlas, prompt, {at: -0.1 * v for at, v in found.items()}, last=False)
-    with fit.policy.controller.rule.attach(atlas.model), torch.no_grad():
-        steered = atlas.model(prompt).logits[0, -1].double().log_softmax(-1)
-    torch.testing.assert_close(steered, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_refusal_regions_need_pairs(atlas: Any) -> None:
-    with pytest.raises(EmptyInputError, match=f"7 pairs of cases: {FEWEST} are needed"):
-        fit_refusal(atlas, SHORT[:7], SHORT[20:40])
-    with pytest.raises(UnknownNameError, match="variant"):
-        fit_refusal(atlas, SHORT[:9], SHORT[20:40], variant="paper")
-    for share in (0, 1.5, -1.0, float("nan")):
-        with pytest.raises(InvalidParameterError, match="share must lie between 0 and 1"):
-            fit_refusal(atlas, SHORT[:9], SHORT[20:40], share=share)

@@ -15,7 +15,11 @@ import conflictkit as ck
 SHOW = "import json\nprint(json.dumps([from_context, from_memory, scores]))"
 
 
-NOTEBOOKS = ("recipes/conflict.ipynb", "notebooks/heads.ipynb")
+NOTEBOOKS = (
+    "recipes/conflict.ipynb",
+    "notebooks/heads.ipynb",
+    "notebooks/representations.ipynb",
+)
 
 
 def load(repository: Path, name: str) -> Any:
@@ -107,4 +111,23 @@ print(json.dumps([said, chosen, [curves[place][factors.index(1)] for place in ca
     assert at_one == [plain] * 5
     shown = [sorted(one.get("data", ())) for cell in code(notebook)[:-1] for one in cell.outputs]
     assert sum("text/html" in kinds for kinds in shown) == 5  # two traces, three drawings
+    assert sum("image/png" in kinds for kinds in shown) == 1
+
+
+@pytest.mark.slow
+def test_the_representations_notebook(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="needs the extra probes")
+    notebook = load(repository, NOTEBOOKS[2])
+    show = """import json
+said = [answer.memory_answer, answer.text, flipped.plain_answer, flipped.text]
+areas = {name: [score.auroc for score in found.scores] for name, found in probed.items()}
+print(json.dumps([said, areas, len(report.features)]))"""
+    said, areas, features = execute(notebook, repository, show, monkeypatch)
+    memory, plain, before, after = said
+    assert before == plain != after
+    assert {memory, "London"} == {plain, after}
+    assert all(len(curve) == 6 and all(0 <= one <= 1 for one in curve) for curve in areas.values())
+    assert 2 <= features <= 4
+    shown = [sorted(one.get("data", ())) for cell in code(notebook)[:-1] for one in cell.outputs]
+    assert sum("text/html" in kinds for kinds in shown) == 2  # the features, the trace
     assert sum("image/png" in kinds for kinds in shown) == 1
