@@ -36,6 +36,7 @@ from conflictkit.mechanics.captured import Captured
 from conflictkit.mechanics.probing import labelled
 from conflictkit.scoring.run import Progress
 from conflictkit.trace.decode import decode
+from conflictkit.trace.text import visible
 from conflictkit.types import Case
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class FeatureReport:
             autoescape=True,
             undefined=jinja2.StrictUndefined,
         )
+        environment.filters["visible"] = visible
         return environment.get_template("features.html").render(report=self)
 
 
@@ -182,14 +184,18 @@ def describe(
     made = []
     for column, number in enumerate(features):
         mine = codes[:, column]
+        context, memory = final[sides][:, column], final[~sides][:, column]
         made.append(
             Feature(
-                number,
-                float((mine > 0).float().mean()),
-                *(_mean(final[sides == side][:, column]) for side in (True, False)),
-                *(_mean((final[sides == side][:, column] > 0).float()) for side in (True, False)),
-                *(_tokens(model, effects[column] * sign, tokens, sign) for sign in (1, -1)),
-                _examples(mine, rows, places, texts, examples),
+                id=number,
+                fires=float((mine > 0).float().mean()),
+                context=_mean(context),
+                memory=_mean(memory),
+                context_fires=_mean((context > 0).float()),
+                memory_fires=_mean((memory > 0).float()),
+                raised=_tokens(model, effects[column], tokens, 1),
+                lowered=_tokens(model, -effects[column], tokens, -1),
+                examples=_examples(mine, rows, places, texts, examples),
             )
         )
     counts = int(labels.sum()), int((~labels).sum())

@@ -13,7 +13,12 @@ import torch
 
 from conflictkit.controller import Controller
 from conflictkit.detectors.probe import LayerProbe, coded, decoded
-from conflictkit.errors import InvalidParameterError, PolicyError, ProbeError
+from conflictkit.errors import (
+    InvalidParameterError,
+    PolicyError,
+    ProbeError,
+    UnknownNameError,
+)
 from conflictkit.gates import Gate
 from conflictkit.policy import Policy
 from conflictkit.types import Step
@@ -169,6 +174,54 @@ def test_a_gate_takes_a_probe_only_where_it_wants_one() -> None:
     assert str(gate()) == "probe > 0.7"
     assert "tensor" not in repr(gate())
     assert bare.needs == ("context",)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("kurtosis@residual.3 > 20", ("residual", 3)),
+        ("l2-norm@mlp.11 < 4.5 until 5", ("mlp", 11)),
+        ("gini@attention.0 > 0.5 at prompt", ("attention", 0)),
+    ],
+)
+def test_a_gate_on_a_statistic_is_text_too(
+    text: str, place: tuple[str, int], tmp_path: Path
+) -> None:
+    made = Gate.parse(text)
+    assert str(made) == text
+    assert Gate.parse(str(made)) == made
+    assert (made.place, made.needs, made.probe) == (place, ("context",), None)
+    assert made.reads_activations
+    assert made.reading(probe()) == made
+    Policy.of("cad", when=text).save(tmp_path / "p.json")
+    assert Policy.load(tmp_path / "p.json") == Policy.of("cad", when=made)
+    with pytest.raises(InvalidParameterError, match="for the detector 'probe'"):
+        replace(made, probe=probe())
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("kurtosi@residual.3 > 20", UnknownNameError, "did you mean 'kurtosis'"),
+        ("kurtosis@heads.3 > 20", UnknownNameError, "unknown kind of a statistic 'heads'"),
+        ("kurtosis@residual > 20", InvalidParameterError, "DETECTOR > NUMBER"),
+        ("kurtosis@residual.-1 > 20", InvalidParameterError, "DETECTOR > NUMBER"),
+        ("kurtosis > 20", UnknownNameError, "unknown detector 'kurtosis'"),
+        ("jsd@residual.3 > 20", UnknownNameError, "unknown name of a statistic 'jsd'"),
+        ("probe@residual.3 > 20", UnknownNameError, "unknown name of a statistic 'probe'"),
+    ],
+)
+def test_what_is_no_statistic_is_refused(text: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        Gate.parse(text)
+
+
+def test_gates_know_what_they_read() -> None:
+    assert gate().place == ("mlp", 3)
+    assert Gate.parse("probe > 0.5").place is None
+    assert Gate.parse("jsd > 0.5").place is None
+    assert gate().reads_activations
+    assert not Gate.parse("jsd > 0.5").reads_activations
 
 
 def test_vectors_are_text_and_back() -> None:

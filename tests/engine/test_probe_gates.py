@@ -151,6 +151,35 @@ def test_rows_may_have_different_probes_and_none() -> None:
     same(generate(hf, PerRow.of(controls), rows)[3][0], written(hf, controls[3], rows[3]))
 
 
+def test_a_statistic_is_that_of_what_a_plain_pass_shows() -> None:
+    """Beside a probe of the same place, in rows of their own."""
+    hf, rows = model("llama"), reference.pairs(4, VOCAB, SIZES)
+    plain = generate(hf, Controller(methods.parse("plain")), rows)
+    wanted = []
+    for row, (answer,) in zip(rows, plain, strict=True):
+        values = [look(hf, [*row["context"], *answer.ids[:n]], "residual", 1)[0]
+                  for n in range(TOKENS)]  # fmt: skip
+        wanted.append([float((x.abs().sum() / x.norm())) for x in values])
+    wanted = [[(32**0.5 - one) / (32**0.5 - 1) for one in told] for told in wanted]
+    bound = sorted(wanted[1])[TOKENS // 2] - 1e-4
+    shut = [gated(hf, "residual", 1), Controller(methods.parse("cad"), "hoyer@residual.1 > 2")]
+    for told, control, place in ((wanted[0], shut[1], 0), (wanted[2], shut[1], 2)):
+        made = generate(hf, PerRow.of([control, shut[0]]), [rows[place], rows[1]])
+        assert made[0][0].ids == plain[place][0].ids
+        for record, value in zip(made[0][0].records, told, strict=True):
+            assert record.scores["hoyer@residual.1"] == pytest.approx(value, abs=1e-5)
+            assert "probe" not in record.scores
+        same(made[1][0], written(hf, shut[0], rows[1]))
+    # Interpolation at weight 0 writes as plain does, but says when it acts.
+    idle = Controller(methods.parse("cad?alpha=0"), f"hoyer@residual.1 > {bound}")
+    (made,) = generate(hf, idle, rows[1:2])[0]
+    actives = [record.scores["active"] for record in made.records]
+    assert actives == [float(value > bound) for value in wanted[1]]
+    assert set(actives) == {0.0, 1.0}
+    assert made.stats.forwards == 2 * TOKENS
+    assert hooks(hf) == 0
+
+
 def test_a_gated_edit_is_the_edited_model_where_the_context_stream_says_so() -> None:
     """The probe reads the stream that is not edited."""
     hf, row = model("llama"), reference.pairs(7, VOCAB, SIZES)[0]

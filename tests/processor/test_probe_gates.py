@@ -91,6 +91,10 @@ def test_a_gate_may_be_passed_by_name_and_a_policy_by_file(
     assert decode(model, method="cad", alpha=2.0, when=gate) == wanted
     other = gated(probe_of(HF, "mlp", 0, seed=1), "probe < 0.5")
     both = [gated(probe), other]
+    bound = "hoyer@residual.1 > 0.2"
+    assert decode(model, method="cad", alpha=2.0, when=bound) == [
+        ids(one) for one in asked(model, Policy.of("cad?alpha=2", when=bound))
+    ]
     assert decode(model, policy=both) == [ids(one) for one in asked(model, both)]
 
 
@@ -140,4 +144,6 @@ def test_a_processor_refuses_a_gate_on_a_probe(model: Any, probe: LayerProbe) ->
         for given in several:
             with pytest.raises(UnsupportedError, match=said):
                 ck.ConflictProcessor(HF, memory, **given)
+        with pytest.raises(UnsupportedError, match="'gini@mlp.0 > 0.5' reads activations"):
+            ck.ConflictProcessor(HF, memory, method="cad", when="gini@mlp.0 > 0.5")
     assert passes.count == 0

@@ -267,6 +267,11 @@ GATED = {"when": "probe > 0.7", "method": "cad"}
         (GATED | {"probe": 3}, InvalidParameterError, "probe must be one, or its file, not int"),
         (GATED | {"probe": "none.safetensors"}, ProbeError, "none.safetensors.*no such file"),
         (GATED | {"probe": "deep"}, InvalidParameterError, "residual of layer 5: there is none"),
+        (
+            {"method": "cad", "when": "gini@residual.2 > 0"},
+            InvalidParameterError,
+            "reads residual of layer 2: there is none",
+        ),
         ({"method": "cad", "strength": "probe"}, UnknownNameError, "unknown detector 'probe'"),
         ({"method": "cad", "scores": ["probe"]}, UnknownNameError, "unknown detector 'probe'"),
     ],
@@ -300,16 +305,19 @@ def test_a_score_has_no_gate_on_a_probe(
         model.score(QUESTION, CONTEXT, answer, policy=policy)
     with pytest.raises(InvalidParameterError, match="reads activations"):
         model.score(QUESTION, CONTEXT, method="cad", when="probe > 0.5", probe=probe)
+    with pytest.raises(InvalidParameterError, match="'gini@mlp.1 > 0.5' reads activations"):
+        model.score(QUESTION, CONTEXT, method="cad", when="gini@mlp.1 > 0.5")
     assert passes.count == 0
 
 
-def test_a_probe_is_not_calibrated(model: Any) -> None:
+@pytest.mark.parametrize("detector", ["probe", "kurtosis@residual.1"])
+def test_what_reads_activations_is_not_calibrated(model: Any, detector: str) -> None:
     cases = [case(n, state="agreement") for n in range(20)]
     with (
         Passes(model.model) as passes,
-        pytest.raises(InvalidParameterError, match="set its gate by hand, as in when='probe > 0.7"),
+        pytest.raises(InvalidParameterError, match="is not calibrated: set it by hand, as in"),
     ):
-        model.calibrate(cases, detector="probe")
+        model.calibrate(cases, detector=detector)
     assert passes.count == 0
 
 
