@@ -159,8 +159,9 @@ def test_a_statistic_is_that_of_what_a_plain_pass_shows() -> None:
     for row, (answer,) in zip(rows, plain, strict=True):
         values = [look(hf, [*row["context"], *answer.ids[:n]], "residual", 1)[0]
                   for n in range(TOKENS)]  # fmt: skip
-        wanted.append([float((x.abs().sum() / x.norm())) for x in values])
-    wanted = [[(32**0.5 - one) / (32**0.5 - 1) for one in told] for told in wanted]
+        ratios = [float(x.abs().sum() / x.norm()) for x in values]
+        wanted.append([(len(x) ** 0.5 - one) / (len(x) ** 0.5 - 1)
+                       for x, one in zip(values, ratios, strict=True)])  # fmt: skip
     bound = sorted(wanted[1])[TOKENS // 2] - 1e-4
     shut = [gated(hf, "residual", 1), Controller(methods.parse("cad"), "hoyer@residual.1 > 2")]
     for told, control, place in ((wanted[0], shut[1], 0), (wanted[2], shut[1], 2)):
@@ -170,7 +171,7 @@ def test_a_statistic_is_that_of_what_a_plain_pass_shows() -> None:
             assert record.scores["hoyer@residual.1"] == pytest.approx(value, abs=1e-5)
             assert "probe" not in record.scores
         same(made[1][0], written(hf, shut[0], rows[1]))
-    # Interpolation at weight 0 writes as plain does, but says when it acts.
+    # A contrast of strength 0 writes what plain does, and says when it acts.
     idle = Controller(methods.parse("cad?alpha=0"), f"hoyer@residual.1 > {bound}")
     (made,) = generate(hf, idle, rows[1:2])[0]
     actives = [record.scores["active"] for record in made.records]

@@ -261,6 +261,17 @@ def test_threads_do_not_see_each_others(hf: Any, sae: SAE) -> None:
     assert failed == []
 
 
+def test_another_thread_may_detach(hf: Any) -> None:
+    with hooked(hf, added(-0.5)):
+        expected = logits(hf)
+    with DirectionAdd(BOTH, -0.5).attach(hf):  # its hooks stay where they are
+        other = DirectionAdd(BOTH).attach(hf)
+        thread = threading.Thread(target=other.detach)
+        thread.start()
+        thread.join()
+        torch.testing.assert_close(logits(hf), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("vectors", "why"),
     [({0: torch.ones(16)}, "directions of width 16: the model has width 32"),

@@ -27,13 +27,22 @@ PAPERS = {
     "decore": ("Gema et al.", 2024, "2410.18860"),
     "attention-steering": ("Zhang et al.", 2023, "2311.02262"),
     "focus": ("Zhu et al.", 2025, "2503.23306"),
+    "spare": ("Zhao et al.", 2025, "2410.15999"),
+    "caa": ("Rimsky et al.", 2024, "2312.06681"),
+    "repe": ("Zou et al.", 2023, "2310.01405"),
+    "iti": ("Li et al.", 2023, "2306.03341"),
+    "refusal-region": ("Liu et al.", 2024, "2409.16913"),
 }
-EDITS = ("head-scale", "ph3", "juice", "juice-single", "decore", "attention-steering", "focus")
+STEERED = ("spare", "caa", "repe", "iti", "refusal-region")
+EDITS = (
+    "head-scale", "ph3", "juice", "juice-single", "decore", "attention-steering", "focus",
+    *STEERED,
+)  # fmt: skip
 UNPUBLISHED = {"plain", "memory", "interpolate", "auto"}
 FORWARDS: dict[str, int] = dict.fromkeys(
     ("plain", "memory", "head-scale", "ph3", "juice-single"), 1
 )
-FORWARDS["attention-steering"] = FORWARDS["focus"] = 1
+FORWARDS |= dict.fromkeys(("attention-steering", "focus", *STEERED), 1)
 
 
 def test_names() -> None:
