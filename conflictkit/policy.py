@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from conflictkit import methods
 from conflictkit.controller import Controller
+from conflictkit.detectors.probe import LayerProbe
 from conflictkit.errors import ConflictKitError, InvalidParameterError, PolicyError
 from conflictkit.files import JsonFile, is_digest, write_whole
 from conflictkit.gates import Gate
@@ -160,6 +161,13 @@ class Policy:
             raise
         except ConflictKitError as error:
             raise PolicyError(str(error)) from error
+
+    def reading(self, probe: LayerProbe) -> Policy:
+        """The same with this probe, where its gate wants one and has none."""
+        gate = self.controller.gate
+        if gate is None:
+            return self
+        return replace(self, controller=replace(self.controller, when=gate.reading(probe)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy as JSON; an old file is replaced in one move, or left as it was.

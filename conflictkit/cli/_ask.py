@@ -222,6 +222,10 @@ def _answer(
 
         # Before a model is loaded for minutes.
         chosen = choose(control.pop("method"), control.pop("policy"), control)
+        if (file := options.get("probe")) is not None:
+            from conflictkit.detectors.probe import LayerProbe
+
+            chosen = chosen.reading(LayerProbe.load(file))
         if saved is not None:
             chosen.save(saved)
         name = source.pop("name")

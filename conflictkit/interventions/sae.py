@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,19 +29,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from conflictkit.errors import HubError, SAEError, UnsupportedError
-from conflictkit.files import JsonFile, short
+from conflictkit.errors import SAEError, UnsupportedError
+from conflictkit.files import short
+from conflictkit.interventions import _saefile as saefile
 
 KINDS = ("standard", "topk", "batchtopk", "jumprelu", "gated")
 NORMS = ("none", "constant_norm_rescale", "layer_norm")
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SHIPPED = Path(__file__).resolve().parents[1] / "atlas" / "saes"
 """Those of the model in the package."""
-_CONFIG = JsonFile("configuration of an SAE", SAEError, largest=2**22, most_parts=100_000)
-_HOOKS = (
-    re.compile(r"blocks\.(?P<layer>\d+)\.hook_resid_(?P<side>pre|post)"),
-    re.compile(r"(?:model\.)?layers\.(?P<layer>\d+)"),
-)
 _TENSORS = {
     "standard": ("b_enc",),
     "topk": ("b_enc",),
@@ -252,23 +246,23 @@ class SAE:
             HubError, UnsupportedError: it cannot be fetched; sae-lens is missing.
         """
         path = Path(source)
-        if (path / CONFIG).is_file():
-            told, tensors = _from_disk(path)
+        if (path / saefile.CONFIG).is_file():
+            told, tensors = saefile.from_disk(path)
         elif not path.exists() and ":" in os.fspath(source):
-            told, tensors = _from_hub(os.fspath(source))
+            told, tensors = saefile.from_hub(os.fspath(source))
         else:
-            raise SAEError(f"there is no {CONFIG} in {os.fspath(source)!r}")
+            raise SAEError(f"there is no {saefile.CONFIG} in {os.fspath(source)!r}")
         made = cls._of(os.fspath(source), told, tensors)
         return made if model is None else replace(made, model=model, fingerprint="")
 
     @classmethod
     def _of(cls, source: str, told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        about = _about(told)
+        about = saefile.about(told)
         kind = str(told.get("architecture") or "standard")
         k = told.get("k")
         if kind == "standard" and told.get("activation_fn_str") == "topk":
             kind, k = "topk", (told.get("activation_fn_kwargs") or {}).get("k")
-        layer, hook = _place(source, about)
+        layer, hook = saefile.place(source, about)
         norm = str(told.get("normalize_activations") or "none")
         if kind not in KINDS or norm not in NORMS or told.get("reshape_activations") == "hook_z":
             raise SAEError(
@@ -324,11 +318,14 @@ def by_layer(sources: Sequence[str]) -> dict[int, str]:
     found: dict[int, str] = {}
     for source in sources:
         path = SHIPPED if source == "atlas" else Path(source)
-        inside = [path] if (path / CONFIG).is_file() else [
-            one.parent for one in sorted(path.glob(f"*/{CONFIG}"))
+        inside = [path] if (path / saefile.CONFIG).is_file() else [
+            one.parent for one in sorted(path.glob(f"*/{saefile.CONFIG}"))
         ]  # fmt: skip
         if inside:
-            places = [(_place(str(one), _about(_config(one)))[0], str(one)) for one in inside]
+            places = [
+                (saefile.place(str(one), saefile.about(saefile.config(one)))[0], str(one))
+                for one in inside
+            ]
         else:
             places = [(SAE.load(source).layer, source)]  # by name, or an error that says why not
         for layer, place in places:
@@ -338,63 +335,5 @@ def by_layer(sources: Sequence[str]) -> dict[int, str]:
     return found
 
 
-def _about(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {**told, **(told.get("metadata") or {})}
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    try:
-        told = _CONFIG.fields(CONFIG, _CONFIG.parse(_CONFIG.contents(path / CONFIG)))
-        for name in ("metadata", "activation_fn_kwargs"):
-            _CONFIG.fields(name, told.get(name) or {})
-        return told
-    except SAEError as error:
-        raise SAEError(f"{path / CONFIG}: {error}") from error
-
-
-def _place(source: str, about: Mapping[str, Any]) -> tuple[int, str]:
-    """The layer behind which it reads, and the name of the place."""
-    hook = str(about.get("hook_name") or "")
-    for one in _HOOKS:
-        found = one.fullmatch(hook)
-        if found is not None:
-            layer = int(found["layer"]) - (found.groupdict().get("side") == "pre")
-            if layer >= 0:
-                return layer, hook
-    raise SAEError(
-        f"{source}: it reads at '{hook}', which is not behind a layer: blocks.N.hook_resid_post, "
-        "blocks.N.hook_resid_pre from 1 on, and layers.N are"
-    )
-
-
 def _bare(name: str) -> str:
     return name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].lower()
-
-
-def _from_disk(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    told = _config(path)
-    try:
-        return told, load_file(path / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SAEError(f"{path / WEIGHTS} cannot be read: {error}") from error
-
-
-def _from_hub(source: str) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    try:
-        from sae_lens import SAE as Theirs
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{source}: loading an SAE by name needs sae-lens: pip install 'conflictkit[sae]'"
-        ) from error
-    release, _, name = source.partition(":")
-    try:
-        found = Theirs.from_pretrained(release, name)
-    except Exception as error:
-        raise HubError(
-            f"the SAE '{name}' of release '{release}' cannot be loaded: {error}"
-        ) from error
-    told = found.cfg.to_dict()
-    return told, {name: one.detach() for name, one in found.state_dict().items()}

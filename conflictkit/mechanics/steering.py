@@ -119,6 +119,8 @@ def fit_steering(
         raise unknown_name("method to fit", str(method), METHODS)
     if variant not in spare.VARIANTS:
         raise unknown_name("variant", str(variant), spare.VARIANTS)
+    if not 0 < share < 1:
+        raise InvalidParameterError(f"share must lie between 0 and 1, not {share!r}")
     if not 0 < budget < 20:
         raise InvalidParameterError(f"budget must lie between 0 and 20 nats, not {budget!r}")
     body = anatomy.find(network(model))
@@ -126,6 +128,9 @@ def fit_steering(
     places = by_layer((sae or "atlas").split("+")) if method == "spare" else {}
     if layers is None:
         layers = sorted(places) or list(range(depth // 3, depth - depth // 3))
+    for layer in layers if method != "spare" else ():
+        if type(layer) is not int or not 0 <= layer < depth:
+            raise InvalidParameterError(f"the model has no layer {layer!r}: it has {depth}")
     saes = {}
     for layer in layers if method == "spare" else ():
         if layer not in places:

@@ -100,9 +100,13 @@ def test_ask_gates_by_it(run: Run, fitted: tuple[Path, dict[str, Any]], tmp_path
     code, out, _ = run(*ASK, "-m", "cad", "--probe", file, "--when", "probe > 0.5")
     assert code == 0
     assert "probe" in out
-    page = tmp_path / "page.html"
-    assert run(*ASK, "--probe", file, "--when", "probe > 0.5", "--html", page, "-q").code == 0
+    page, policy = tmp_path / "page.html", tmp_path / "policy.json"
+    more = ("--html", page, "--save-policy", policy, "-q")
+    assert run(*ASK, "--probe", file, "--when", "probe > 0.5", *more).code == 0
     assert "probe" in page.read_text()
+    gate = Policy.load(policy).controller.gate
+    assert gate is not None
+    assert gate.probe == made  # what was asked with is what was saved
 
 
 @pytest.mark.slow
