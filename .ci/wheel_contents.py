@@ -21,7 +21,11 @@ for name in (
     "conflictkit/atlas/auto.json",
     "conflictkit/atlas/facts.csv",
     "conflictkit/atlas/model/config.json",
+    "conflictkit/atlas/saes/layer3/cfg.json",
+    "conflictkit/atlas/saes/layer3/sae_weights.safetensors",
+    "conflictkit/atlas/steering/spare.json",
     "conflictkit/evaluation/report/templates/report.html",
+    "conflictkit/mechanics/templates/features.html",
 ):
     if name not in in_wheel:
         problems.append(f"{wheel.name} lacks {name}")
