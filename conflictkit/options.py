@@ -13,7 +13,7 @@ from conflictkit.detectors.probe import LayerProbe
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
 from conflictkit.gates import PROBE, Gate
 from conflictkit.interventions.contrast import Rule
-from conflictkit.interventions.edited import EditRule, SteeredRule
+from conflictkit.interventions.edited import EditRule, SpARE, SteeredRule
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.per_row import PerRow
 from conflictkit.policy import PARTS, Policy, choose_rows
@@ -169,6 +169,8 @@ def settled(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy
         rule = policy.controller.rule
         if isinstance(rule, SteeredRule) and not rule.is_settled:
             return replace(policy, controller=replace(policy.controller, rule=shipped(rule)))
+        if isinstance(rule, SpARE):
+            rule.check_model(name, fingerprint())
         if not isinstance(rule, EditRule) or rule.is_settled:
             return policy
         fitting = [one for one in job.rankings if rule.fits(one)]

@@ -26,8 +26,8 @@ from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import Rule
 
 FORMAT, VERSION = "conflictkit-policy", 1
-_FILE = JsonFile("policy", PolicyError, largest=2 * 1024 * 1024, most_parts=4000)
-"""A policy is a few hundred bytes, but for the directions of `focus`: about 700 for a head."""
+_FILE = JsonFile("policy", PolicyError, largest=2 * 1024 * 1024, most_parts=40_000)
+"""A policy is a few hundred bytes, but for directions (700 for a head) and features (20 each)."""
 
 
 @dataclass(frozen=True)

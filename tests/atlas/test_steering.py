@@ -10,9 +10,11 @@ import torch
 
 import conflictkit as ck
 from conflictkit import anatomy
+from conflictkit.errors import SAEError
 from conflictkit.interventions.edited import SpARE, SteeredRule
 from conflictkit.interventions.sae import SAE
 from conflictkit.policy import Policy
+from tests.tiny import byte_tokenizer, llama
 
 METHODS = ("spare", "caa", "repe", "iti", "refusal-region")
 
@@ -39,7 +41,16 @@ def test_fits_belong_to_the_shipped_weights(method: str, atlas: Any) -> None:
     assert rule.name == method
     assert rule.is_settled
     if isinstance(rule, SpARE):
-        rule.check_model("atlas", atlas.fingerprint, 192, 6)  # the digest too
+        rule.check_model("atlas", atlas.fingerprint)  # the digest too
+
+
+def test_features_of_another_models_autoencoders_are_refused() -> None:
+    file = ck.atlas.steering("spare")
+    assert file is not None
+    loose = Policy(Policy.load(file).controller)  # tied to nothing by itself
+    other = ck.load(llama(300), tokenizer=byte_tokenizer())
+    with pytest.raises(SAEError, match="atlas"):
+        other.ask("Who?", "She.", policy=loose)
 
 
 def test_there_is_nothing_for_other_methods() -> None:

@@ -104,7 +104,7 @@ GOOD = json.dumps(FULL.to_dict()).encode()
         ),
         (GOOD.replace(b'"version": 1,', b'"version": 1, "version": 1,'), "given twice"),
         (b"[" * 900, "is not JSON"),
-        (b"[" * 30000, "holds more than"),
+        (b"[" * 50000, "holds more than"),
         (b" " * (2**21 + 1), "is larger than"),
         (b"\x80\x04K\x01.", "is not UTF-8"),  # a pickle
     ],

@@ -191,9 +191,9 @@ def test_layers_have_their_autoencoders(folder: Path, tmp_path: Path) -> None:
     swapped = replace(rule, context="1.2:1+0.2:1", memory="1.4:1", digest=digest)
     with pytest.raises(SAEError, match=rf"in another autoencoder than .*\({digest[:12]}, not "):
         swapped.rows()
-    rule.check_model("org/tiny", "0" * 64, 32, 2)
+    rule.check_model("org/tiny", "0" * 64)
     with pytest.raises(SAEError, match="belongs to 'tiny', not to 'gpt2'"):
-        rule.check_model("gpt2", "0" * 64, 32, 2)
+        rule.check_model("gpt2", "0" * 64)
     hf = copy.deepcopy(model("llama"))
     with replace(rule, positions="all").attach(hf) as handle:
         logits(hf)

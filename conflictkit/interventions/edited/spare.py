@@ -79,10 +79,10 @@ class SpARE(SteeredRule):
             )
         return found
 
-    def check_model(self, name: str, fingerprint: str, width: int, layers: int) -> None:
-        """Refuse a model that the autoencoders do not belong to."""
+    def check_model(self, name: str, fingerprint: str) -> None:
+        """Refuse a model that the autoencoders do not belong to; its width is looked at later."""
         for sae in self.rows().values():
-            sae.check(name, fingerprint, width, layers)
+            sae.check(name, fingerprint, sae.width, sae.layer + 1)
 
     def edits(self, prompts: Prompts, strength: float = 1.0) -> Mapping[str, Sequence[Edit]]:
         """One edit for each layer of the edited stream."""
