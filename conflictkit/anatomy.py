@@ -91,6 +91,12 @@ class Anatomy:
         """Where head `head` stands in the output projection's input."""
         return slice(head * self.head_dim, (head + 1) * self.head_dim)
 
+    def writers(self, kind: str) -> tuple[Module | None, ...]:
+        """By layer, the module whose output is what `kind` means: the `residual` stream behind the
+        layer, what its `attention` or its `mlp` puts out; no module: an unknown kind."""
+        known = {"residual": self.layers, "attention": self.attentions, "mlp": self.mlps}
+        return known.get(kind, ())
+
     def output_of(self, layer: int, head: int) -> Module:
         """The output projection that reads a head.
 

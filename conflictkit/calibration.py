@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from conflictkit import detectors
 from conflictkit.controller import Controller
 from conflictkit.errors import InvalidParameterError
-from conflictkit.gates import PROBE, Gate
+from conflictkit.gates import Gate, reads_activations
 from conflictkit.policy import Calibration, ModelTie, Policy
 from conflictkit.types import Case
 
@@ -78,7 +78,7 @@ def calibrate(
             )
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise InvalidParameterError(f"batch must be a whole number of at least 1, not {batch!r}")
-    if detector == PROBE or "@" in detector:
+    if reads_activations(detector):
         raise InvalidParameterError(
             "a gate that reads activations is not calibrated: set it by hand, as in "
             "when='probe > 0.7', probe=FILE"

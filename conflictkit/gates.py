@@ -41,11 +41,17 @@ _BOUNDS = [
 ]
 
 _TEXT = re.compile(
-    r"\s*(?P<detector>[a-z][a-z-]*[a-z]|[a-z][a-z0-9-]*@[a-z]+\.\d{1,4})\s*(?P<sign>[<>])\s*(?P<threshold>[^\s<>]+)"
+    r"\s*(?P<detector>[a-z][a-z-]*[a-z]|[a-z][a-z0-9-]*@[a-z]+\.\d{1,4})\s*"
+    r"(?P<sign>[<>])\s*(?P<threshold>[^\s<>]+)"
     r"(?:\s+until\s+(?P<release>\S+))?(?:\s+at\s+(?P<at>\S+))?\s*"
 )
 
 _STATISTIC = re.compile(r"(?P<name>[a-z][a-z0-9-]*)@(?P<kind>[a-z]+)\.(?P<layer>\d{1,4})")
+
+
+def reads_activations(detector: str) -> bool:
+    """Whether a gate's detector reads what a layer writes, not logits."""
+    return detector == PROBE or "@" in detector
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ class Gate:
     @property
     def reads_activations(self) -> bool:
         """Whether it reads what a layer writes, not logits."""
-        return self.detector == PROBE or "@" in self.detector
+        return reads_activations(self.detector)
 
     @property
     def place(self) -> tuple[str, int] | None:

@@ -11,7 +11,7 @@ from conflictkit import atlas, detectors
 from conflictkit.controller import Controller
 from conflictkit.detectors.probe import LayerProbe
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
-from conflictkit.gates import PROBE, Gate
+from conflictkit.gates import PROBE
 from conflictkit.interventions.contrast import Rule
 from conflictkit.interventions.edited import EditRule, SpARE, SteeredRule
 from conflictkit.interventions.ranking import HeadRanking
@@ -151,9 +151,10 @@ def settled(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy
         theirs = fitted.controller.rule
         return rule.taking(theirs) if isinstance(theirs, SteeredRule) else rule.checked()
 
-    def probed(gate: Gate) -> Gate:
-        if gate.detector != PROBE:
-            return gate
+    def probed(policy: Policy) -> Policy:
+        gate = policy.controller.gate
+        if gate is None or gate.detector != PROBE:
+            return policy
         probe = gate.probe or job.probe
         if probe is None:
             raise InvalidParameterError(
@@ -161,11 +162,10 @@ def settled(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy
                 "--model MODEL --cases FILE --out probe.safetensors) and pass it (--probe FILE)"
             )
         probe.check(name, fingerprint())
-        return gate.reading(probe)
+        return policy.reading(probe)
 
     def complete(policy: Policy) -> Policy:
-        if (gate := policy.controller.gate) is not None:
-            policy = replace(policy, controller=replace(policy.controller, when=probed(gate)))
+        policy = probed(policy)
         rule = policy.controller.rule
         if isinstance(rule, SteeredRule) and not rule.is_settled:
             return replace(policy, controller=replace(policy.controller, rule=shipped(rule)))

@@ -43,9 +43,7 @@ def fit_probe(
     ] = None,
     penalty: Annotated[str, typer.Option(help="l2 or l1.")] = "l2",
     optimiser: Annotated[str, typer.Option(help="scikit-learn, or paper.")] = "scikit-learn",
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only train, validation or test.")
-    ] = None,
+    split: _options.Split = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many cases, in equal shares from states.")
     ] = None,
@@ -58,9 +56,7 @@ def fit_probe(
     device: _options.Device = None,
     dtype: _options.Dtype = None,
     pad_token: _options.PadToken = None,
-    overwrite: Annotated[
-        bool, option("--overwrite", panel=RUN, help="Replace FILE if it exists.")
-    ] = False,
+    overwrite: _options.Replace = False,
     quiet: _options.Quiet = False,
     as_json: _options.AsJson = False,
 ) -> None:

@@ -77,9 +77,7 @@ def fit_steering(
         str | None,
         typer.Option(metavar="SPEC", help="For refusal-region: cases that the model declines."),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only train, validation or test.")
-    ] = None,
+    split: _options.Split = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many cases, in equal shares from states.")
     ] = None,
@@ -92,9 +90,7 @@ def fit_steering(
     device: _options.Device = None,
     dtype: _options.Dtype = None,
     pad_token: _options.PadToken = None,
-    overwrite: Annotated[
-        bool, option("--overwrite", panel=RUN, help="Replace FILE if it exists.")
-    ] = False,
+    overwrite: _options.Replace = False,
     quiet: _options.Quiet = False,
     as_json: _options.AsJson = False,
 ) -> None:

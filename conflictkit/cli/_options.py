@@ -67,6 +67,8 @@ Probe = Annotated[
         help="Probe for gates such as 'probe > 0.7': a file of fit-probe.",
     ),
 ]
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="Only train, validation or test.")]
+Replace = Annotated[bool, option("--overwrite", panel=RUN, help="Replace FILE if it exists.")]
 MaxNewTokens = Annotated[int | None, option(panel=ANSWERS, help="Longest answer.")]
 Stop = Annotated[list[str] | None, option(metavar="TEXT", panel=ANSWERS, help="End before this.")]
 Match = Annotated[

@@ -40,9 +40,7 @@ def rank_heads(
             "path-patching-exact, juice or juice-gentle; with options as attribution?norm=ignored.",
         ),
     ] = "path-patching",
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only train, validation or test.")
-    ] = None,
+    split: _options.Split = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="At most so many conflicts, in equal shares from states."),

@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     "max_new_tokens", "stop", "temperature", "top_k", "top_p", "chat", "template", "truncate",
-    "heads",
-    "probe",
+    "heads", "probe",
 )  # fmt: skip
 """Options of `Model` that say how an answer is worded and decoded."""
 

@@ -23,6 +23,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -102,7 +103,7 @@ class SAE:
         """Of encoder and decoder."""
         return sum(one.numel() * one.element_size() for one in (self.encoder, self.decoder))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of encoder and decoder as float32."""
         made = hashlib.sha256()

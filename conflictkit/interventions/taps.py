@@ -38,14 +38,9 @@ class LayerTap(Attachable):
 
     def plan(self, body: Anatomy) -> Mapping[Module, Behind]:
         """See `Edit.plan`."""
-        kinds: Mapping[str, Sequence[Module | None]] = {
-            "residual": body.layers,
-            "attention": body.attentions,
-            "mlp": body.mlps,
-        }
         found = {}
         for kind, layer in dict.fromkeys(self.places):
-            there = kinds.get(kind, ())
+            there = body.writers(kind)
             module = there[layer] if 0 <= layer < len(there) else None
             if module is None:
                 raise InvalidParameterError(f"a probe reads {kind} of layer {layer}: there is none")

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from conflictkit import __version__, anatomy, models
 from conflictkit.detectors.probe import KINDS
@@ -207,11 +206,6 @@ def _read(
     found = {
         f"{kind}.{layer}": torch.empty(total, body.width) for kind in kinds for layer in layers
     }
-    modules: dict[str, Sequence[Module | None]] = {
-        "residual": body.layers,
-        "attention": body.attentions,
-        "mlp": body.mlps,
-    }
     for rows in batches(hf, [len(ids) for ids in prompts]):
 
         def keep(name: str, rows: Sequence[int] = rows) -> Callable[[Any, Any], None]:
@@ -226,7 +220,9 @@ def _read(
             return hook
 
         looks: list[Any] = [
-            (modules[kind][layer], keep(f"{kind}.{layer}")) for kind in kinds for layer in layers
+            (body.writers(kind)[layer], keep(f"{kind}.{layer}"))
+            for kind in kinds
+            for layer in layers
         ]
         with hooked(after=looks):
             read(hf, [prompts[row] for row in rows])

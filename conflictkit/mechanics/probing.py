@@ -39,6 +39,7 @@ from conflictkit.detectors.probe import (
     fit,
 )
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
+from conflictkit.evaluation.logistic import numbered
 from conflictkit.evaluation.metrics import detection, intervals, judge
 from conflictkit.evaluation.runner import evaluate
 from conflictkit.mechanics.capture import capture
@@ -265,15 +266,15 @@ def _scored(
     subjects: Sequence[str],
     seed: int,
 ) -> LayerScore:
-    numbers: dict[str, int] = {}
-    whose = np.array([numbers.setdefault(one, len(numbers)) for one in subjects], np.int64)
-    weights = intervals.draw_subjects(len(numbers), _RESAMPLES, np.random.default_rng(seed))
+    whose = numbered(subjects)
+    every = int(whose.max()) + 1
+    weights = intervals.draw_subjects(every, _RESAMPLES, np.random.default_rng(seed))
     right = labels.numpy().astype(bool)
     told = detection.measure(detection.Scored(said.double().numpy(), right, whose), ">", weights)
     hit = ((said >= 0.5) == labels).double().numpy()
-    sums = np.bincount(whose, hit, len(numbers)), np.bincount(whose, minlength=len(numbers))
+    sums = np.bincount(whose, hit, every), np.bincount(whose, minlength=every)
     shares = (weights @ sums[0]) / (weights @ sums[1])
-    low, high, _ = intervals.percentiles(shares[:, None], np.array([float(len(numbers))]))
+    low, high, _ = intervals.percentiles(shares[:, None], np.array([float(every)]))
     names = ("auroc", "auroc_low", "auroc_high", "auprc", "auprc_low", "auprc_high")
     kind, layer, strength = what
     return LayerScore(

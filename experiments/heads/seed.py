@@ -14,11 +14,13 @@ from rank import CASES, FEW, HOW
 
 import conflictkit as ck
 from conflictkit.cli._progress import watching
+from conflictkit.detectors import divergence
 from conflictkit.evaluation import Run, evaluate
 from conflictkit.evaluation.cases import cases_hash
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.mechanics.ranking import rank
 from conflictkit.scoring.run import Progress
+from conflictkit.streams import Stream
 from conflictkit.types import Case
 
 HERE = Path(__file__).resolve().parent
@@ -29,6 +31,8 @@ CONFLICTS = ("correction", "resistance")
 GUARDS = ("agreement", "reading", "recall")
 ALLOWED = 0.02
 """Share of a guard that a setting may lose against `plain`."""
+ROWS = 32
+"""Prompts that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +129,19 @@ class Seed:
                 top=1,
                 progress=watch,
             )
+
+    @torch.no_grad()
+    def diverged(self, cases: Sequence[Case]) -> torch.Tensor:
+        """JSD of the streams at the first token of every case: `[cases]`."""
+        found = torch.zeros(len(cases))
+        prompts = [self.model.prompts(one.question, list(one.contexts)) for one in cases]
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]["context"].ids))
+        for start in range(0, len(order), ROWS):
+            rows = order[start : start + ROWS]
+            logs = []
+            for side in ("context", "memory"):
+                ids = [prompts[row][side].ids for row in rows]
+                stream = Stream(self.model.model, ids, pad_id=0, use_cache=False)
+                logs.append(stream.prefill().float().log_softmax(-1))
+            found[rows] = divergence.jsd(*logs)
+        return found

@@ -1,33 +1,57 @@
-"""What the pages on heads share: verdicts over seeds, cells as text, differences turned round."""
+"""What the pages on heads and on steering share: verdicts over seeds, cells as text, tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import claims
 from contests import SIDES
 from seed import ALLOWED, GUARDS
 
 __all__ = [
     "GUARDS",
     "SIDES",
+    "publish",
     "verdict",
     "keeps",
     "reached",
     "share",
     "points",
+    "apart",
     "gain",
     "gains",
     "beats",
     "turned",
     "safe",
     "each",
+    "called",
+    "table",
 ]
 
 ENOUGH = 2
 """Seeds that a claim has to hold on."""
 Figures = Mapping[str, Any]
 """What `run.py` writes for one seed."""
+
+
+def publish(
+    here: Path,
+    page: Callable[[Mapping[str, Figures]], Iterator[str]],
+    plot: Callable[[Mapping[str, Figures], Path], None],
+) -> None:
+    """Write the middle part of a folder's page and its plot, from what `results` has."""
+    seeds = {
+        file.stem: json.loads(file.read_text()) for file in sorted(here.glob("results/seed*.json"))
+    }
+    lines = "\n".join(page(seeds))
+    readme = here / "README.md"
+    before, _, after = readme.read_text(encoding="utf-8").split(claims.MARK)
+    readme.write_text(claims.MARK.join([before, f"\n{lines}\n", after]), encoding="utf-8")
+    plot(seeds, here / "plot.png")
+    print(lines)
 
 
 def verdict(
@@ -72,6 +96,11 @@ def points(value: float, low: float | None, high: float | None) -> str:
     )
 
 
+def apart(difference: Any) -> str:
+    """A difference from `beats` in points; `the same` where there is none."""
+    return "the same" if difference is None else points(*difference)
+
+
 def gain(cell: Mapping[str, Any]) -> str:
     """The paired difference from `plain`; none where the setting is `plain`."""
     return (
@@ -110,3 +139,43 @@ def safe(figures: Figures, label: str) -> bool:
 def each(seeds: Mapping[str, Figures], say: Callable[[Figures], str]) -> str:
     """`seed0 ...; seed1 ...`."""
     return "; ".join(f"{name} {say(figures)}" for name, figures in seeds.items())
+
+
+def called(family: str, side: str) -> str:
+    """A family's name; CAD's with a negative alpha, towards memory, is another one."""
+    return "interpolate" if (family, side) == ("cad", "memory") else family
+
+
+def table(
+    seeds: Mapping[str, Figures], families: Sequence[str], how: str, what: str, note: str = ""
+) -> Iterator[str]:
+    """Every family's choice on test; `note` stands behind a name that `called` changes."""
+    yield f"### Every method at its best, {what}"
+    yield ""
+    heads = " | ".join(f"{name}: from it | guards" for name in seeds)
+    yield f"| for | method | {heads} |"
+    yield "|---|---|" + "---|---|" * len(seeds)
+    for side in SIDES:
+        for family in ("plain", *families):
+            cells = []
+            for figures in seeds.values():
+                sides = figures["chosen"].get(family, {side: {how: "plain"}})
+                if side not in sides:
+                    continue
+                label = sides[side][how]
+                cells += [share(figures["test"][label][f"{side}_rate"]), _guards(figures, label)]
+            if cells:
+                name = called(family, side)
+                more = note if name != family else ""
+                yield f"| {side} | `{name}`{more} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _guards(figures: Figures, label: str) -> str:
+    """What the guards lost, in points, and answers that are neither."""
+    test = figures["test"]
+    lost = "/".join(
+        f"{100 * (test[label][g]['value'] - test['plain'][g]['value']):+.0f}" for g in GUARDS
+    )
+    word = "kept" if safe(figures, label) else "lost"
+    return f"{word} {lost}, other {100 * test[label]['other_rate']['value']:.0f}"

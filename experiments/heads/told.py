@@ -6,7 +6,6 @@ A claim holds if it holds on two of the three training seeds. No number is typed
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,21 +14,23 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import claims  # noqa: E402
 import numpy as np  # noqa: E402
 from shown import (  # noqa: E402
     GUARDS,
     SIDES,
     Figures,
+    apart,
     beats,
+    called,
     each,
     gain,
     gains,
     keeps,
     points,
+    publish,
     reached,
-    safe,
     share,
+    table,
     turned,
     verdict,
 )
@@ -42,15 +43,7 @@ CHOICES = {"free": "as the papers choose", "kept": "with the guards kept on vali
 
 def main() -> None:
     """Write the page's middle part and the plot."""
-    seeds = {
-        file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("results/*.json"))
-    }
-    readme = HERE / "README.md"
-    before, _, after = readme.read_text(encoding="utf-8").split(claims.MARK)
-    lines = "\n".join(page(seeds))
-    readme.write_text(claims.MARK.join([before, f"\n{lines}\n", after]), encoding="utf-8")
-    plot(seeds, HERE / "plot.png")
-    print(lines)
+    publish(HERE, page, plot)
 
 
 def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
@@ -62,7 +55,7 @@ def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield from _random(seeds)
     yield from _roles(seeds)
     for how, what in CHOICES.items():
-        yield from _table(seeds, how, what)
+        yield from table(seeds, FAMILIES, how, what, " (`cad` towards memory)")
 
 
 def moves(
@@ -168,9 +161,10 @@ def _juice(seeds: Mapping[str, Figures]) -> Iterator[str]:
             for rival in ("juice-single", "ph3", "cad"):
                 above = lambda one, r=rival, s=side, h=how: _above(beats(one, "juice", r, s, h))  # noqa: E731
                 said = verdict(seeds, above, keeps("juice", side, how))
-                told = each(seeds, lambda one, r=rival, s=side, h=how: _points(one, r, s, h))
-                name = "interpolate" if (rival, side) == ("cad", "memory") else rival
-                yield f"- *Above `{name}`*, {side}, {what}: {said}; points: {told}."
+                told = each(
+                    seeds, lambda one, r=rival, s=side, h=how: apart(beats(one, "juice", r, s, h))
+                )
+                yield f"- *Above `{called(rival, side)}`*, {side}, {what}: {said}; points: {told}."
     yield (
         "- Towards memory CAD is `interpolate`, whose smallest weight is the closed-book answer: "
         "nothing is above that, and it cannot read."
@@ -181,11 +175,6 @@ def _juice(seeds: Mapping[str, Figures]) -> Iterator[str]:
 
 def _above(difference: Any) -> bool:
     return difference is not None and (difference[1] or 0) > 0
-
-
-def _points(figures: Figures, rival: str, side: str, how: str) -> str:
-    found = beats(figures, "juice", rival, side, how)
-    return "the same" if found is None else points(*found)
 
 
 def _forms(seeds: Mapping[str, Figures], family: str, rivals: Sequence[str]) -> Iterator[str]:
@@ -203,9 +192,7 @@ def _forms(seeds: Mapping[str, Figures], family: str, rivals: Sequence[str]) -> 
                 said = verdict(
                     seeds, lambda one, f=form, s=side, r=rival: _above(_form_rival(one, f, s, r))
                 )
-                told = "; ".join(
-                    f"{n} {'the same' if one is None else points(*one)}" for n, one in cells.items()
-                )
+                told = "; ".join(f"{n} {apart(one)}" for n, one in cells.items())
                 yield f"  - above `{rival}`: {said}: {told}."
 
 
@@ -290,44 +277,6 @@ def _roles(seeds: Mapping[str, Figures]) -> Iterator[str]:
         )
         yield f"- Rank correlation of {name} scores between relations: {told}."
     yield ""
-
-
-def _table(seeds: Mapping[str, Figures], how: str, what: str) -> Iterator[str]:
-    yield f"### Every method at its best, {what}"
-    yield ""
-    heads = " | ".join(f"{name}: from it | guards" for name in seeds)
-    yield f"| for | method | {heads} |"
-    yield "|---|---|" + "---|---|" * len(seeds)
-    for side in SIDES:
-        for family in ("plain", *FAMILIES):
-            cells = []
-            for figures in seeds.values():
-                sides = figures["chosen"].get(family, {side: {how: "plain"}})
-                if side not in sides:
-                    continue
-                label = sides[side][how]
-                cells += [share(figures["test"][label][f"{side}_rate"]), _guards(figures, label)]
-            if cells:
-                yield f"| {side} | {_name(family, side)} | " + " | ".join(cells) + " |"
-    yield ""
-
-
-def _name(family: str, side: str) -> str:
-    return (
-        "`interpolate` (`cad` towards memory)"
-        if (family, side) == ("cad", "memory")
-        else f"`{family}`"
-    )
-
-
-def _guards(figures: Figures, label: str) -> str:
-    """What the guards lost, in points, and answers that are neither."""
-    test = figures["test"]
-    lost = "/".join(
-        f"{100 * (test[label][g]['value'] - test['plain'][g]['value']):+.0f}" for g in GUARDS
-    )
-    word = "kept" if safe(figures, label) else "lost"
-    return f"{word} {lost}, other {100 * test[label]['other_rate']['value']:.0f}"
 
 
 def plot(seeds: Mapping[str, Figures], file: Path) -> None:

@@ -29,12 +29,11 @@ import torch  # noqa: E402
 from seed import Seed  # noqa: E402
 
 import conflictkit as ck  # noqa: E402
-from conflictkit.detectors import divergence  # noqa: E402
 from conflictkit.detectors.probe import KINDS, LayerProbe, fit  # noqa: E402
+from conflictkit.evaluation.logistic import Numbers, numbered  # noqa: E402
 from conflictkit.evaluation.metrics import detection, intervals  # noqa: E402
 from conflictkit.mechanics.capture import capture  # noqa: E402
 from conflictkit.mechanics.probing import labelled  # noqa: E402
-from conflictkit.streams import Stream  # noqa: E402
 from conflictkit.types import Case  # noqa: E402
 
 SEEDS = ("seed0", "seed1", "seed2")
@@ -67,17 +66,13 @@ class Split:
 
     def __init__(self, seed: Seed, name: str, folder: Path) -> None:
         self.cases = pairs(ck.atlas.cases(name, screened=seed.facts), SIZES[name])
-        self.seed = seed
         self.kept = capture(
             seed.model, self.cases, folder / f"conflict-{name}", kinds=KINDS, layers=LAYERS
         )
         rows = self.kept.places()[0].tolist()
         self.cases = [self.cases[row] for row in rows]
         self.labels = torch.tensor([one.state != "agreement" for one in self.cases])
-        numbers: dict[str, int] = {}
-        self.subjects = np.array(
-            [numbers.setdefault(one.subject, len(numbers)) for one in self.cases], np.int64
-        )
+        self.subjects = numbered([one.subject for one in self.cases])
 
     def values(self, kind: str, layer: int) -> torch.Tensor:
         return self.kept.values(kind, layer)
@@ -90,14 +85,16 @@ def area(scores: Any, labels: torch.Tensor) -> float:
     return float(detection.ranked(scored, np.ones((1, 1)))[0][0])
 
 
-def areas(split: Split, *several: Any, resamples: int = 2000) -> list[dict[str, float]]:
+def areas(
+    labels: torch.Tensor, subjects: Numbers, *several: Any, resamples: int = 2000
+) -> list[dict[str, float]]:
     """AUROC of each, with its interval by subject, and the first one's less each other's."""
-    count = int(split.subjects.max()) + 1
+    count = int(subjects.max()) + 1
     drawn = intervals.draw_subjects(count, resamples, np.random.default_rng(0))
     weights = np.vstack([np.ones((1, count)), drawn])
     found = []
     for scores in several:
-        scored = detection.Scored(np.asarray(scores, float), split.labels.numpy(), split.subjects)
+        scored = detection.Scored(np.asarray(scores, float), labels.numpy(), subjects)
         found.append(detection.ranked(scored, weights)[0])
     told = []
     for one in found:
@@ -123,25 +120,6 @@ def chosen(train: Split, held: Split, places: Sequence[tuple[str, int]]) -> dict
         found[kind, layer] = max(tried, key=lambda one: one[0])
     best = max(found, key=lambda place: found[place][0])
     return {"places": found, "best": best}
-
-
-@torch.no_grad()
-def diverged(split: Split) -> torch.Tensor:
-    """JSD of the streams at the first token of every case."""
-    model = split.seed.model
-    found = torch.zeros(len(split.cases))
-    prompts = [model.prompts(one.question, list(one.contexts)) for one in split.cases]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]["context"].ids))
-    for start in range(0, len(order), 32):
-        rows = order[start : start + 32]
-        sides = [
-            Stream(
-                model.model, [prompts[row][name].ids for row in rows], pad_id=0, use_cache=False
-            ).prefill()
-            for name in ("context", "memory")
-        ]
-        found[rows] = divergence.jsd(*(side.float().log_softmax(-1) for side in sides))
-    return found
 
 
 def by_text(train: Split, test: Split) -> np.ndarray[Any, Any]:
@@ -200,15 +178,7 @@ def source(seed: Seed, folder: Path, place_kinds: Sequence[str] = ("residual",))
                     best = reached, (kind, layer, weights, bias)
     kind, layer, weights, bias = best[1]
     kept, labels, subjects = sides["test"]
-    numbers: dict[str, int] = {}
-
-    class Tested:
-        pass
-
-    tested: Any = Tested()
-    tested.labels = labels
-    tested.subjects = np.array([numbers.setdefault(one, len(numbers)) for one in subjects])
-    (cell,) = areas(tested, kept.values(kind, layer) @ weights + bias)
+    (cell,) = areas(labels, numbered(subjects), kept.values(kind, layer) @ weights + bias)
     return {"kind": kind, "layer": layer, "n": len(labels), **cell, "validation": curve}
 
 
@@ -225,7 +195,8 @@ def measured(seed: Seed, runs: Path) -> tuple[dict[str, Any], LayerProbe]:
         for (k, at), (_, _, w, b) in told["places"].items()
     }
     mine = test.values(kind, layer) @ weights + bias
-    cells = areas(test, mine, by_text(train, test), diverged(test))
+    scores = (mine, by_text(train, test), seed.diverged(test.cases))
+    cells = areas(test.labels, test.subjects, *scores)
     figures = {
         "command": "python experiments/probes/run.py",
         "model": {"name": seed.name, "fingerprint": seed.model.fingerprint},

@@ -11,18 +11,15 @@ import random
 from typing import Any
 
 import numpy as np
-import torch
 
 import conflictkit as ck
 from conflictkit.atlas.invented import invented_name
 from conflictkit.atlas.passages import statement_of
 from conflictkit.atlas.templates import RELATIONS, UNKNOWN, fill
 from conflictkit.controller import Controller
-from conflictkit.detectors import divergence
 from conflictkit.evaluation.metrics.source import judge
 from conflictkit.mechanics.steering import fit_refusal
 from conflictkit.policy import Policy
-from conflictkit.streams import Stream
 from conflictkit.types import Case
 
 PAIRS = 50
@@ -67,7 +64,7 @@ def declined(bench: Any) -> dict[str, Any]:
     cases = seed.drawn("test", SIZES)
     run = bench.answered("decline-test", cases, {label: tried[label]}, ["plain"])
     said = {(one.case, one.method): one.answer for one in run.results}
-    scores = _jsd(seed.model, cases)
+    scores = seed.diverged(cases).double().numpy()
     right = np.array([judge(one, said[one.id, "plain"]).gold for one in cases])
     silent = np.array([_is_silent(said[one.id, label]) for one in cases])
     still = np.array([judge(one, said[one.id, label]).gold for one in cases])
@@ -107,19 +104,3 @@ def _is_silent(answer: str) -> bool:
 def _declines(run: Any, label: str) -> float:
     mine = [_is_silent(one.answer) for one in run.results if one.method == label]
     return sum(mine) / len(mine)
-
-
-@torch.no_grad()
-def _jsd(model: Any, cases: list[Case]) -> Any:
-    """Divergence of the streams at the first token of every case."""
-    found = np.zeros(len(cases))
-    prompts = [model.prompts(one.question, list(one.contexts)) for one in cases]
-    for start in range(0, len(cases), 32):
-        part = prompts[start : start + 32]
-        sides = [
-            Stream(model.model, [one[name].ids for one in part], pad_id=0, use_cache=False)
-            for name in ("context", "memory")
-        ]
-        logs = [one.prefill().float().log_softmax(-1) for one in sides]
-        found[start : start + 32] = divergence.jsd(*logs).numpy()
-    return found

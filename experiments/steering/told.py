@@ -6,7 +6,6 @@ plot.png. A claim holds if it holds on two of the three training seeds. No numbe
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,15 +19,16 @@ from shown import (  # noqa: E402
     GUARDS,
     SIDES,
     Figures,
+    apart,
     beats,
+    called,
     each,
     gain,
     gains,
     keeps,
-    points,
+    publish,
     reached,
-    safe,
-    share,
+    table,
     verdict,
 )
 
@@ -41,15 +41,7 @@ MARGINS = {"representation": (("caa", "repe", "iti"), 0.10), "contrast": (("cad"
 
 def main() -> None:
     """Write the page's middle part and the plot."""
-    seeds = {
-        file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("results/seed*.json"))
-    }
-    lines = "\n".join(page(seeds))
-    readme = HERE / "README.md"
-    before, _, after = readme.read_text(encoding="utf-8").split(claims.MARK)
-    readme.write_text(claims.MARK.join([before, f"\n{lines}\n", after]), encoding="utf-8")
-    plot(seeds, HERE / "plot.png")
-    print(lines)
+    publish(HERE, page, plot)
 
 
 def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
@@ -60,7 +52,7 @@ def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield from _gated(seeds)
     yield from _declined(seeds)
     for how, what in CHOICES.items():
-        yield from _table(seeds, how, what)
+        yield from table(seeds, FAMILIES, how, what)
 
 
 def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
@@ -106,10 +98,11 @@ def _spare(seeds: Mapping[str, Figures]) -> Iterator[str]:
                 if (rival, side) == ("adacad", "memory"):
                     continue
                 above = lambda one, r=rival, s=side, m=margin: _at_least(one, r, s, m)  # noqa: E731
-                told = each(seeds, lambda one, r=rival, s=side: _points(one, r, s))
-                name = "interpolate" if (rival, side) == ("cad", "memory") else rival
+                told = each(
+                    seeds, lambda one, r=rival, s=side: apart(beats(one, "spare", r, s, "free"))
+                )
                 yield (
-                    f"- *{100 * margin:.0f} points above `{name}`* ({kind}), {side}: "
+                    f"- *{100 * margin:.0f} points above `{called(rival, side)}`* ({kind}), {side}: "
                     f"{verdict(seeds, above)}; points: {told}."
                 )
     yield ""
@@ -118,11 +111,6 @@ def _spare(seeds: Mapping[str, Figures]) -> Iterator[str]:
 def _at_least(figures: Figures, rival: str, side: str, margin: float) -> bool:
     found = beats(figures, "spare", rival, side, "free")
     return found is not None and found[0] >= margin
-
-
-def _points(figures: Figures, rival: str, side: str) -> str:
-    found = beats(figures, "spare", rival, side, "free")
-    return "the same" if found is None else points(*found)
 
 
 def _random(seeds: Mapping[str, Figures]) -> Iterator[str]:
@@ -193,36 +181,6 @@ def _declined(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield ""
 
 
-def _table(seeds: Mapping[str, Figures], how: str, what: str) -> Iterator[str]:
-    yield f"### Every method at its best, {what}"
-    yield ""
-    heads = " | ".join(f"{name}: from it | guards" for name in seeds)
-    yield f"| for | method | {heads} |"
-    yield "|---|---|" + "---|---|" * len(seeds)
-    for side in SIDES:
-        for family in ("plain", *FAMILIES):
-            cells = []
-            for figures in seeds.values():
-                sides = figures["chosen"].get(family, {side: {how: "plain"}})
-                if side not in sides:
-                    continue
-                label = sides[side][how]
-                cells += [share(figures["test"][label][f"{side}_rate"]), _guards(figures, label)]
-            if cells:
-                name = "`interpolate`" if (family, side) == ("cad", "memory") else f"`{family}`"
-                yield f"| {side} | {name} | " + " | ".join(cells) + " |"
-    yield ""
-
-
-def _guards(figures: Figures, label: str) -> str:
-    test = figures["test"]
-    lost = "/".join(
-        f"{100 * (test[label][g]['value'] - test['plain'][g]['value']):+.0f}" for g in GUARDS
-    )
-    word = "kept" if safe(figures, label) else "lost"
-    return f"{word} {lost}, other {100 * test[label]['other_rate']['value']:.0f}"
-
-
 def plot(seeds: Mapping[str, Figures], file: Path) -> None:
     """Answers from the wanted source against agreement kept: every family, both choices."""
     made, several = claims.figure(9.0, 4.2, 2)
@@ -237,7 +195,7 @@ def plot(seeds: Mapping[str, Figures], file: Path) -> None:
                 xs.append(100 * row["recall"]["value"])
                 ys.append(100 * row[f"{side}_rate"]["value"])
             if xs:
-                name = "interpolate" if (family, side) == ("cad", "memory") else family
+                name = called(family, side)
                 axes.plot(xs, ys, "os^Dv<>P"[number], color=f"C{number}", label=name)
         plain = [one["test"]["plain"] for one in seeds.values()]
         axes.plot(

@@ -52,20 +52,10 @@ class SteeredRule(EditRule):
         )
 
 
-@dataclass(frozen=True)
-class DirectionRule(SteeredRule):
-    """Add a direction that points from memory to the context, or take it away.
-
-    Directions are fitted so long that alpha = 1 changes the next token's distribution by the same
-    KL divergence for every such method (`conflictkit.mechanics.steering`).
-    """
+class AlongDirections(SteeredRule):
+    """A rule that adds fitted directions; subclasses have parameters `positions`, `directions`."""
 
     lists: ClassVar[tuple[str, ...]] = ("directions",)
-
-    prefer: str = param("context", choices=SOURCES, doc="source to favour")
-    alpha: float = param(1.0, low=-1000, high=1000, doc="what the directions are multiplied by")
-    positions: str = param("generated", choices=tuple(PLACES), doc="where they are added")
-    directions: str = param("", doc="layer:float32s in base64; empty: from a fit")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,11 +63,30 @@ class DirectionRule(SteeredRule):
 
     @property
     def _known(self) -> Directions | None:
-        return Directions.read(self.directions) if self.directions else None
+        told = getattr(self, "directions")  # noqa: B009  # a field of the subclass
+        return Directions.read(told) if told else None
+
+    def _added(self, amount: float) -> Mapping[str, Sequence[Edit]]:
+        """The directions times `amount`, in the edited stream."""
+        known: Any = self._known
+        where = PLACES[getattr(self, "positions")]  # noqa: B009
+        return {"edited": [DirectionAdd(known, amount, positions=where)]}
+
+
+@dataclass(frozen=True)
+class DirectionRule(AlongDirections):
+    """Add a direction that points from memory to the context, or take it away.
+
+    Directions are fitted so long that alpha = 1 changes the next token's distribution by the same
+    KL divergence for every such method (`conflictkit.mechanics.steering`).
+    """
+
+    prefer: str = param("context", choices=SOURCES, doc="source to favour")
+    alpha: float = param(1.0, low=-1000, high=1000, doc="what the directions are multiplied by")
+    positions: str = param("generated", choices=tuple(PLACES), doc="where they are added")
+    directions: str = param("", doc="layer:float32s in base64; empty: from a fit")
 
     def edits(self, prompts: Prompts, strength: float = 1.0) -> Mapping[str, Sequence[Edit]]:
         """`h_l + s alpha v_l` in the edited stream; minus where memory is preferred."""
         sign = 1.0 if self.prefer == "context" else -1.0
-        known: Any = self._known
-        amount = sign * self.alpha * strength
-        return {"edited": [DirectionAdd(known, amount, positions=PLACES[self.positions])]}
+        return self._added(sign * self.alpha * strength)

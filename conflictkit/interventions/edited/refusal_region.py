@@ -15,36 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from conflictkit.interventions.activations import Edit
 from conflictkit.interventions.contrast import param
-from conflictkit.interventions.directions import DirectionAdd, Directions
 from conflictkit.interventions.edited._base import Prompts
-from conflictkit.interventions.edited._steered import PLACES, SteeredRule
+from conflictkit.interventions.edited._steered import PLACES, AlongDirections
 
 
 @dataclass(frozen=True)
-class RefusalRegion(SteeredRule):
+class RefusalRegion(AlongDirections):
     """Decline: move the stream away from answerable prompts."""
 
     name: ClassVar[str] = "refusal-region"
-    lists: ClassVar[tuple[str, ...]] = ("directions",)
 
     alpha: float = param(0.1, low=-1000, high=1000, doc="how far, in mean differences")
     positions: str = param("all", choices=tuple(PLACES), doc="where")
     directions: str = param("", doc="layer:float32s in base64; empty: from a fit")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self._known
-
-    @property
-    def _known(self) -> Directions | None:
-        return Directions.read(self.directions) if self.directions else None
-
     def edits(self, prompts: Prompts, strength: float = 1.0) -> Mapping[str, Sequence[Edit]]:
         """`h_l - s alpha v_l` in the edited stream."""
-        known: Any = self._known
-        where = PLACES[self.positions]
-        return {"edited": [DirectionAdd(known, -self.alpha * strength, positions=where)]}
+        return self._added(-self.alpha * strength)

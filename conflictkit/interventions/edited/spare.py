@@ -15,6 +15,7 @@ forward per token.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,8 +132,6 @@ def text_of(targets: Targets) -> str:
 
 def digest_of(rows: Mapping[int, SAE]) -> str:
     """SHA-256 of the rows of every layer."""
-    import hashlib
-
     return hashlib.sha256("".join(rows[at].digest for at in sorted(rows)).encode()).hexdigest()
 
 
