@@ -131,11 +131,19 @@ class Seed:
             )
 
     @torch.no_grad()
-    def diverged(self, cases: Sequence[Case]) -> torch.Tensor:
-        """JSD of the streams at the first token of every case: `[cases]`."""
+    def diverged(self, cases: Sequence[Case], *, by_length: bool = False) -> torch.Tensor:
+        """JSD of the streams at the first token of every case: `[cases]`.
+
+        Args:
+            cases: read in this order.
+            by_length: read cases of like length together: less padding. The weights are bfloat16,
+                so who is read together moves a value, by up to 0.05.
+        """
         found = torch.zeros(len(cases))
         prompts = [self.model.prompts(one.question, list(one.contexts)) for one in cases]
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]["context"].ids))
+        order = list(range(len(prompts)))
+        if by_length:
+            order.sort(key=lambda row: len(prompts[row]["context"].ids))
         for start in range(0, len(order), ROWS):
             rows = order[start : start + ROWS]
             logs = []

@@ -195,7 +195,7 @@ def measured(seed: Seed, runs: Path) -> tuple[dict[str, Any], LayerProbe]:
         for (k, at), (_, _, w, b) in told["places"].items()
     }
     mine = test.values(kind, layer) @ weights + bias
-    scores = (mine, by_text(train, test), seed.diverged(test.cases))
+    scores = (mine, by_text(train, test), seed.diverged(test.cases, by_length=True))
     cells = areas(test.labels, test.subjects, *scores)
     figures = {
         "command": "python experiments/probes/run.py",

@@ -102,8 +102,8 @@ def _spare(seeds: Mapping[str, Figures]) -> Iterator[str]:
                     seeds, lambda one, r=rival, s=side: apart(beats(one, "spare", r, s, "free"))
                 )
                 yield (
-                    f"- *{100 * margin:.0f} points above `{called(rival, side)}`* ({kind}), {side}: "
-                    f"{verdict(seeds, above)}; points: {told}."
+                    f"- *{100 * margin:.0f} points above `{called(rival, side)}`* ({kind}), "
+                    f"{side}: {verdict(seeds, above)}; points: {told}."
                 )
     yield ""
 
@@ -141,8 +141,7 @@ def _gated(seeds: Mapping[str, Figures]) -> Iterator[str]:
     for family in names:
         rows: dict[str, list[str]] = {}
         for one in seeds.values():
-            table = one["gated"][family]
-            for label, row in table.items():
+            for label, row in one["gated"][family].items():
                 if label == "plain":
                     continue
                 gate = label.partition(" when ")[2] or "always on"
