@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any
 
@@ -25,6 +26,9 @@ OnAttention = Callable[[Module, Tensor, int, Tensor | None, bool, Attend], Any]
 to come, how to attend -> what `Attend` returns."""
 
 _OURS = "conflictkit-"
+
+PACK: ContextVar[Any] = ContextVar("pack", default=None)
+"""The `_hf_packed.Pack` at work in this thread (context), if there is one."""
 
 
 def attention_name(module: Module) -> str | None:
@@ -49,7 +53,8 @@ def lead_attention(config: Any, handler: OnAttention | None) -> None:
         # A compiled graph would keep the edits that were at work when it was made.
         led = torch.compiler.disable(partial(_led, name, handler))
         AttentionInterface.register(_OURS + name, led)
-        AttentionMaskInterface.register(_OURS + name, AttentionMaskInterface()[name])
+        masks = partial(_led_mask, AttentionMaskInterface()[name])
+        AttentionMaskInterface.register(_OURS + name, masks)
     # The setter would also write to the configs of other parts.
     config._attn_implementation_internal = name if handler is None else _Led(_OURS + name)
 
@@ -121,7 +126,18 @@ def _led(
     given = named.get("is_causal")
     causal = getattr(module, "is_causal", True) if given is None else given
 
-    def attend(query: Tensor, mask: Tensor | None) -> Any:
-        return original(module, query, key, value, mask, **named)
+    def one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
+        def attend(query: Tensor, mask: Tensor | None) -> Any:
+            return original(module, query, key, value, mask, **named)
 
-    return handler(module, query, key.shape[-2], attention_mask, causal and name == "sdpa", attend)
+        return handler(module, query, key.shape[-2], mask, causal and name == "sdpa", attend)
+
+    pack = PACK.get()
+    run = one if pack is None else partial(pack.attended, one)
+    return run(query, key, value, attention_mask)
+
+
+def _led_mask(make: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """A mask, or one for each stream of a pack."""
+    pack = PACK.get()
+    return make(*arguments, **named) if pack is None else pack.masks(make, **named)

@@ -20,6 +20,7 @@ from conflictkit.policy import PARTS, Policy, choose_rows
 from conflictkit.prompts import PromptTemplate
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Processor
+from conflictkit.together import ROADS, Road
 from conflictkit.types import Control
 
 Contexts = str | Sequence[str] | None
@@ -30,7 +31,7 @@ Policies = Policy | str | os.PathLike[str]
 
 OPTIONS = (
     "policy", *PARTS, "trace", "scores", "top", "chat", "template", "truncate", "processors",
-    "compare", "documents", "per_passage", "heads", "probe",
+    "compare", "documents", "per_passage", "heads", "probe", "road",
 )  # fmt: skip
 
 TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
@@ -47,6 +48,7 @@ class Job:
         per_passage: record what every passage alone makes of each token.
         rankings: where methods that edit heads take them from, if they name none.
         probe: what gates on `probe` read, if they hold none.
+        road: the best way of the streams through an answer; see `conflictkit.together`.
     """
 
     policies: tuple[Policy, ...]
@@ -57,6 +59,7 @@ class Job:
     per_passage: bool = False
     rankings: tuple[HeadRanking, ...] = ()
     probe: LayerProbe | None = None
+    road: Road = "packed"
 
     @property
     def control(self) -> Control:
@@ -94,12 +97,15 @@ def resolve(
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
     wording["truncate"] = given.pop("truncate", False)
     rankings, probe = _rankings(given), _probe(given)
+    road = given.pop("road", "packed")
+    if road not in ROADS:
+        raise unknown_name("road", road, ROADS)
     decoding = _decoding(given)
     policies = _policies(method, given, rows)
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
     kept = top if trace else None
-    read = (rankings, probe)
+    read = (rankings, probe, road)
     return Job(policies, decoding, recorded, kept, processors, per_passage, *read), wording
 
 

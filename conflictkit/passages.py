@@ -70,7 +70,7 @@ def ids(prompts: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, ...]
 
 
 def cost(streams: Mapping[str, Stream], compared: Sequence[str]) -> dict[str, int]:
-    """What reading the passages one by one took: passes over the weights, and tokens read.
+    """What reading the passages one by one took: forwards of their streams, and tokens read.
 
     A row with fewer passages than another of its batch reads its memory prompt in their place,
     which is counted.

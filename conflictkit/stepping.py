@@ -16,6 +16,7 @@ from conflictkit.interventions.contrast import mix
 from conflictkit.passages import SourceLog
 from conflictkit.sampling import Decoding
 from conflictkit.streams import Stream
+from conflictkit.together import Road, Together
 from conflictkit.types import Combined, Control, Generation, Stats, Step, TokenRecord
 
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -86,6 +87,7 @@ class Stepper:
         processors: transformers' logits processors, applied to the answering stream before the
             rule, in order; beams hand them log-probabilities, as transformers' do.
         host: the loop that this run is part of, if it is part of one.
+        road: the best way through the answer to take; see `conflictkit.together`.
 
     Raises:
         InvalidParameterError: a stream that the rule or a detector needs is missing, or the
@@ -105,6 +107,7 @@ class Stepper:
         compare: Sequence[str] = (),
         processors: Sequence[Processor] = (),
         host: Host | None = None,
+        road: Road = "packed",
     ) -> None:
         needed = [(f"rule '{rule.name}'", rule.needs)]
         needed += [(f"detector '{detector.name}'", detector.needs) for detector in detectors]
@@ -130,6 +133,7 @@ class Stepper:
         self.host = host
         self.first = first
         self.batch = self.streams[first].batch
+        self._together = Together(self.streams, road)
         self._logits: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
         self._state: Mapping[str, Tensor] = {}
@@ -207,13 +211,12 @@ class Stepper:
         if self.host:
             newest = tokens.to(self.host.ids.device)[:, None]
             self.host.ids = torch.cat([self.host.ids, newest], dim=1)
-        self._logits = {name: stream.step(tokens) for name, stream in self.streams.items()}
+        self._logits = self._together.step(tokens)
         self._look()
 
     def select(self, index: Tensor) -> None:
         """Keep the rows `index` of every stream and of the rule's state."""
-        for stream in self.streams.values():
-            stream.select(index)
+        self._together.select(index)
         if self.host:
             self.host.ids = self.host.ids[index.to(self.host.ids.device)]
         self._state = {
@@ -263,9 +266,11 @@ class Stepper:
         own = {name: stream for name, stream in self.streams.items() if name in needs}
         tokens = {name: stream.tokens for name, stream in own.items()}
         forwards = sum(stream.forwards for stream in own.values())
+        passes = forwards - sum(stream.rides for stream in own.values())
         memory = tokens.pop("memory", 0)
         edits = sum(stream.edits for stream in own.values())
-        return Stats(forwards, sum(tokens.values()), memory, edits)
+        road = self._together.road if len(own) > 1 else "single"
+        return Stats(forwards, sum(tokens.values()), memory, edits, passes, road)
 
 
 class StepLog:

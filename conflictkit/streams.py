@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conflictkit import _hf
+from conflictkit._hf_packed import Share
 from conflictkit.errors import EmptyInputError, UnsupportedError
 
 
@@ -33,6 +34,15 @@ class Acting(Protocol):
 
     def select(self, index: Tensor) -> None:
         """Go on with these rows."""
+        ...
+
+    @property
+    def attends(self) -> bool:
+        """Whether some of them change attention itself."""
+        ...
+
+    def owns(self, one: object) -> bool:
+        """Whether a change at work is one of these."""
         ...
 
     def fork(self) -> Self:
@@ -60,7 +70,8 @@ class Stream:
     Attributes:
         ids: `[batch, length]` tokens read so far, padding on the left.
         mask: `[batch, length]` 1 at tokens, 0 at padding.
-        forwards: passes over the weights so far.
+        forwards: passes so far.
+        rides: how many of them rode along in another stream's pass over the weights.
         tokens: tokens read so far, padding not counted.
         seen: `kind.layer` -> `[batch, width]` of the newest pass's last position, where somebody
             asked for it.
@@ -94,11 +105,13 @@ class Stream:
         places = torch.arange(width, device=device)
         self.mask = (places >= (width - lengths)[:, None]).long()
         self.forwards = 0
+        self.rides = 0
         self.tokens = 0
         self.seen: Mapping[str, Tensor] = {} if seen is None else seen
         self._cache = _hf.new_cache(model) if use_cache else None
         self._accepted = _hf.accepted_arguments(model)
         self._prefilled: Tensor | None = None
+        self._padded = min(map(len, prompts)) < width
         self._acting = acting
         self._origin = origin if use_cache else None
         if self._origin is not None and _hf.has_recurrent_layers(model):
@@ -159,17 +172,19 @@ class Stream:
         mask = self.mask.new_ones(tokens.shape)
         return self._append(tokens, mask, mask.numel(), keep=1)[:, -1]
 
-    def follow(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def follow(self, tokens: Tensor, mask: Tensor, counted: int | None = None) -> Tensor:
         """Append `tokens` `[batch, new]` in one pass; the logits after each of them.
 
         Args:
             tokens: at least one place.
             mask: `[batch, new]`, 1 at tokens, 0 at padding behind a row's end.
+            counted: how many tokens the mask shows, if that is known.
 
         Returns:
             `[batch, new, vocab]`; at padding they mean nothing.
         """
-        return self._append(tokens, mask.to(self.mask), int(mask.sum()), keep=tokens.shape[1])
+        counted = int(mask.sum()) if counted is None else counted
+        return self._append(tokens, mask, counted, keep=tokens.shape[1])
 
     def select(self, index: Tensor) -> None:
         """Keep the rows `index`, in that order; rows may be dropped, moved and repeated."""
@@ -197,25 +212,71 @@ class Stream:
             _hf.roll_back(self._cache, count)
         self.ids, self.mask = self.ids[:, :-count], self.mask[:, :-count]
 
-    def _append(self, tokens: Tensor, mask: Tensor, counted: int, keep: int) -> Tensor:
-        self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=1)
-        self.mask = torch.cat([self.mask, mask], dim=1)
-        self._prefilled = None
-        return self._read(tokens.shape[1], counted, keep)
+    def board(self, tokens: Tensor, mask: Tensor, counted: int) -> Share:
+        """Append `tokens` as `follow` does, but leave the pass that reads them to whoever asks.
 
-    def _read(self, new: int, counted: int, keep: int = 1) -> Tensor:
-        if self._cache is None:
-            new = self.ids.shape[1]
-        positions = (self.mask.cumsum(-1) - 1).clamp_min(0)
+        Args:
+            counted: how many tokens the mask shows.
+        """
         self.forwards += 1
         self.tokens += counted
-        with nullcontext() if self._acting is None else self._acting.at_work():
+        self._take(tokens, mask, counted)
+        return self._share(tokens.shape[1])
+
+    @property
+    def cache(self) -> Any:
+        """The key-value cache; None: none is kept."""
+        return self._cache
+
+    @cache.setter
+    def cache(self, cache: Any) -> None:
+        self._cache = cache
+
+    def forget(self, kept: Tensor) -> None:
+        """Take the newest tokens back where `kept` `[batch, new]` is 0: they are padding now."""
+        kept = kept.to(self.mask)
+        new = kept.shape[1]
+        self.tokens -= int((self.mask[:, -new:] * (1 - kept)).sum())
+        self.mask = torch.cat([self.mask[:, :-new], self.mask[:, -new:] * kept], dim=1)
+        self._padded = True
+        self._prefilled = None
+
+    @property
+    def attends(self) -> bool:
+        """Whether some change of this stream is to attention itself."""
+        return self._acting is not None and self._acting.attends
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Let the changes of this stream act on what is computed inside."""
+        return nullcontext() if self._acting is None else self._acting.at_work()
+
+    def _append(self, tokens: Tensor, mask: Tensor, counted: int, keep: int) -> Tensor:
+        self._take(tokens, mask, counted)
+        return self._read(tokens.shape[1], counted, keep)
+
+    def _take(self, tokens: Tensor, mask: Tensor, counted: int) -> None:
+        self.ids = torch.cat([self.ids, tokens.to(self.ids.device)], dim=1)
+        self.mask = torch.cat([self.mask, mask.to(self.mask)], dim=1)
+        self._padded = self._padded or counted < mask.numel()
+        self._prefilled = None
+
+    def _share(self, new: int) -> Share:
+        positions = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -new:]
+        return Share(
+            self.ids[:, -new:], positions, self.mask, self._padded, self._cache, self._acting
+        )
+
+    def _read(self, new: int, counted: int, keep: int = 1) -> Tensor:
+        read = self._share(self.ids.shape[1] if self._cache is None else new)
+        self.forwards += 1
+        self.tokens += counted
+        with self.at_work():
             return _hf.tail_logits(
                 self.model,
-                self.ids[:, -new:],
-                attention_mask=self.mask,
-                position_ids=positions[:, -new:],
+                read.ids,
+                attention_mask=read.mask,
+                position_ids=read.positions,
                 keep=keep,
-                cache=self._cache,
+                cache=read.cache,
                 accepted=self._accepted,
             )

@@ -55,6 +55,7 @@ class Model:
             methods that edit heads; by default Atlas's own, for Atlas;
         probe: a `conflictkit.detectors.probe.LayerProbe` or its file, for gates such as
             `probe > 0.7`;
+        road: `packed` (default), `padded` or `sequential`: see `conflictkit.together`;
         truncate: cut the end of a context that does not fit the window (default False: an error);
         processors: transformers' logits processors, applied to the context stream before the
             method.
@@ -302,6 +303,7 @@ class Model:
             top=job.top,
             compare=compared,
             processors=job.processors,
+            road=job.road,
         )
 
     def _texts(

@@ -256,16 +256,21 @@ class Stats:
     """What one run cost.
 
     Attributes:
-        forwards: passes over the weights, prefills included.
+        forwards: forwards of the streams, prefills included.
         context_tokens, memory_tokens: tokens read by each stream, prompt and answer, padding not
             counted.
         edits: positions at which an activation was changed.
+        passes: passes over the weights: forwards of several streams may ride in one.
+        road: how the streams went through the answer: `packed`, `padded`, `sequential` (see
+            `conflictkit.together`), or `single` where there is one.
     """
 
     forwards: int = 0
     context_tokens: int = 0
     memory_tokens: int = 0
     edits: int = 0
+    passes: int = 0
+    road: str = "single"
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,49 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
-from conflictkit._hf_attention import Attend
+from conflictkit._hf_attention import PACK, Attend
+from conflictkit._hf_packed import RIDERS, Share, split
+from conflictkit.errors import UnsupportedError
 from conflictkit.interventions.attending import Attention, computed
 from conflictkit.interventions.places import Pass
 
 ACTIVE: ContextVar[tuple[weakref.ref[Any], ...]] = ContextVar("edits", default=())
 """The edits (`activations.Running`) that this context has attached, in order."""
-_WHERE: ContextVar[Pass | None] = ContextVar("where", default=None)
+_WHERE: ContextVar[Pass | tuple[Pass | None, ...] | None] = ContextVar("where", default=None)
 
-INPUT, OUTPUT, WHOLE = "input", "output", "whole"
-"""A hook before a module, one behind it, one before a whole decoder."""
+INPUT, OUTPUT, WHOLE, ATTENTION = "input", "output", "whole", ""
+"""A hook before a module, one behind it, one before a whole decoder; none: a way through the
+model's attention."""
 
 
 def _running() -> list[Any]:
     return [one for reference in ACTIVE.get() if (one := reference()) is not None]
+
+
+def _applied(running: Any, module: Module, values: Tensor) -> Tensor:
+    """What an edit makes of values: of each stream's rows by themselves, if several ride in a pass,
+    and of its own stream's alone, if it belongs to one."""
+    riders, where = RIDERS.get(), _WHERE.get()
+    if riders is None:
+        return running.apply(module, values, where)
+    made, same = [], True
+    for number, piece in enumerate(split(values, riders)):
+        there = where[number] if isinstance(where, tuple) else None
+        mine = _concerns(riders, number, running)
+        changed = running.apply(module, piece, there) if mine else piece
+        same = same and changed is piece
+        made.append(changed)
+    return values if same else torch.cat(made)
+
+
+def _concerns(riders: tuple[Share, ...], number: int, running: Any) -> bool:
+    """Whether an edit acts on a rider's rows: its owner's, or everybody's if no rider owns it."""
+    owners = [one.owner is not None and one.owner.owns(running) for one in riders]
+    return owners[number] or not any(owners)
 
 
 def _on_input(module: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -37,7 +63,7 @@ def _on_input(module: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | N
     for running in _running():
         if running.on and running.acts_on(module, INPUT):
             values = arguments[0] if changed is None else changed
-            changed = running.apply(module, values, _WHERE.get())
+            changed = _applied(running, module, values)
     return None if changed is None or changed is arguments[0] else (changed, *arguments[1:])
 
 
@@ -46,7 +72,7 @@ def _on_output(module: Module, _: tuple[Any, ...], out: Any) -> Any:
     changed = given
     for running in _running():
         if running.on and running.acts_on(module, OUTPUT):
-            changed = running.apply(module, changed, _WHERE.get())
+            changed = _applied(running, module, changed)
     if changed is given:
         return None
     return (changed, *out[1:]) if isinstance(out, tuple) else changed
@@ -57,20 +83,41 @@ def _on_forward(module: Module, arguments: tuple[Any, ...], named: dict[str, Any
     for one in running:
         if one.route is not None and one.on:
             one.route.check()
-    wanted = any(one.reads_places for one in running)
-    _WHERE.set(Pass.of(arguments, named) if wanted else None)
+    riders = RIDERS.get()
+    if not any(one.reads_places for one in running):
+        _WHERE.set(None)
+    elif riders is None:
+        _WHERE.set(Pass.of(arguments, named))
+    else:
+        shares = [(one.ids, one.mask) for one in riders]
+        _WHERE.set(tuple(Pass.of((ids,), {"attention_mask": mask}) for ids, mask in shares))
 
 
 def on_attention(
     module: Module, query: Tensor, keys: int, mask: Tensor | None, causal: bool, attend: Attend
 ) -> Any:
-    """What an edited model's attention interface calls instead of attending."""
+    """What an edited model's attention interface calls instead of attending.
+
+    Raises:
+        UnsupportedError: an edit of attention where several streams share one cache.
+    """
     plain = given = Attention(query, keys)
     touched: list[Tensor | None] = []
+    riders, where, pack = RIDERS.get(), _WHERE.get(), PACK.get()
     for running in _running():
-        if running.on and module in running.changes:
+        if running.on and running.acts_on(module, ATTENTION):
+            here = where
+            if riders is not None:
+                if pack is None:
+                    raise UnsupportedError(
+                        "attention cannot be edited where streams are padded into one cache: pass "
+                        "road='sequential'"
+                    )
+                if not _concerns(riders, pack.part, running):
+                    continue
+                here = where[pack.part] if isinstance(where, tuple) else None
             before = given
-            given, mine = running.attend(module, before, _WHERE.get())
+            given, mine = running.attend(module, before, here)
             touched += [] if given is before else [mine]
     return computed(plain, given, touched, mask, causal, attend)
 

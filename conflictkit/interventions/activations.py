@@ -24,6 +24,7 @@ from conflictkit import _hf, anatomy
 from conflictkit.errors import InvalidParameterError
 from conflictkit.interventions._hooks import (
     ACTIVE,
+    ATTENTION,
     HOOKS,
     INPUT,
     OUTPUT,
@@ -194,7 +195,7 @@ class Running:
 def _kind(change: AnyChange) -> str:
     """Which hook lets it act; none, if it acts through the model's attention."""
     if isinstance(change, AttentionChange):
-        return ""
+        return ATTENTION
     return OUTPUT if isinstance(change, Behind) else INPUT
 
 
@@ -257,6 +258,16 @@ class Edits:
     def at_work(self) -> AbstractContextManager[None]:
         """Let them act on what this context computes."""
         return active(self.running)
+
+    @property
+    def attends(self) -> bool:
+        """Whether some of them change attention itself."""
+        several = (change for one in self.running for change in one.changes.values())
+        return any(isinstance(change, AttentionChange) for change in several)
+
+    def owns(self, one: object) -> bool:
+        """Whether an edit at work is one of these."""
+        return any(one is mine for mine in self.running)
 
     def select(self, index: Tensor) -> None:
         """Go on with the rows `index` of the batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -68,32 +68,18 @@ class AttentionChange(ABC):
         """The changed attention, or `given` itself if there is nothing to do."""
 
 
-class Route:
-    """Leads attention modules through a handler, as long as somebody needs it.
+class Leading:
+    """Leads the attention of all modules with some configs through a handler, until closed.
 
-    Raises:
-        UnsupportedError: a module that computes its attention itself, or by a kernel that takes no
-            bias.
+    Args:
+        configs: id -> config.
     """
 
     _users: ClassVar[dict[int, int]] = {}  # id of a config -> how many lead it and keep it alive
     _lock: ClassVar[Any] = threading.RLock()
 
-    def __init__(self, modules: Iterable[Module]) -> None:
-        self._configs: dict[int, Any] = {}
-        for module in modules:
-            name = _hf.attention_name(module)
-            if name is None:
-                raise UnsupportedError(
-                    f"{type(module).__name__} does not call its attention through the attention "
-                    "interface of transformers: it cannot be edited (heads can: HeadScale)"
-                )
-            if name not in ("sdpa", "eager"):
-                raise UnsupportedError(
-                    f"attention cannot be edited under '{name}': "
-                    "use model.set_attn_implementation('sdpa'), or 'eager'"
-                )
-            self._configs[id(module.config)] = module.config
+    def __init__(self, configs: Mapping[int, Any]) -> None:
+        self._configs = configs
 
     def open(self, handler: _hf.OnAttention) -> None:
         """Begin."""
@@ -118,6 +104,32 @@ class Route:
                 if not self._users[key]:
                     del self._users[key]
                     _hf.lead_attention(config, None)
+
+
+class Route(Leading):
+    """Leads attention modules through a handler, as long as some edit needs it.
+
+    Raises:
+        UnsupportedError: a module that computes its attention itself, or by a kernel that takes no
+            bias.
+    """
+
+    def __init__(self, modules: Iterable[Module]) -> None:
+        configs: dict[int, Any] = {}
+        for module in modules:
+            name = _hf.attention_name(module)
+            if name is None:
+                raise UnsupportedError(
+                    f"{type(module).__name__} does not call its attention through the attention "
+                    "interface of transformers: it cannot be edited (heads can: HeadScale)"
+                )
+            if name not in ("sdpa", "eager"):
+                raise UnsupportedError(
+                    f"attention cannot be edited under '{name}': "
+                    "use model.set_attn_implementation('sdpa'), or 'eager'"
+                )
+            configs[id(module.config)] = module.config
+        super().__init__(configs)
 
 
 def computed(

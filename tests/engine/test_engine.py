@@ -74,7 +74,7 @@ def test_no_cache_is_the_same_answer(family):
     assert answers(cached) == answers(plain)
 
 
-def test_stats_count_two_prefills_then_two_forwards_per_token():
+def test_stats_count_two_prefills_then_two_forwards_in_one_pass_per_token():
     model = llama(VOCAB)
     rows = reference.pairs(3, VOCAB, [(9, 4), (2, 4)])
     forwards = []
@@ -86,7 +86,8 @@ def test_stats_count_two_prefills_then_two_forwards_per_token():
     finally:
         hook.remove()
     stats = made[0][0].stats
-    assert stats.forwards == len(forwards) == 2 * 6
+    assert (stats.forwards, stats.road) == (2 * 6, "packed")
+    assert stats.passes == len(forwards) == 2 + 5
     assert stats.context_tokens == (1 + 9 + 4) + (1 + 2 + 4) + 2 * 5
     assert stats.memory_tokens == 2 * (1 + 4) + 2 * 5
     assert stats.edits == 0

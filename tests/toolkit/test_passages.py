@@ -123,7 +123,12 @@ def test_rows_with_different_numbers_of_passages_stay_independent(model, exact):
 def test_reading_the_passages_changes_nothing_else(model, options):
     plain = model.ask(QUESTION, DOCUMENTS, max_new_tokens=6, **options)
     apart = model.ask(QUESTION, documents=DOCUMENTS, **SHORT, **options)
-    assert (apart.text, apart.score, apart.stats) == (plain.text, plain.score, plain.stats)
+    assert (apart.text, apart.stats) == (plain.text, plain.stats)
+    assert apart.score == pytest.approx(plain.score, abs=1e-4)
+    # Pass by pass the same rows are computed together, to the last bit.
+    options |= {"road": "sequential"}
+    plain = model.ask(QUESTION, DOCUMENTS, max_new_tokens=6, **options)
+    apart = model.ask(QUESTION, documents=DOCUMENTS, **SHORT, **options)
     one, other = plain.to_dict(), apart.to_dict()
     assert other.pop("passages")
     for token in other["tokens"]:
@@ -139,7 +144,8 @@ def test_what_the_passages_cost_is_counted_apart(model):
     finally:
         hook.remove()
     steps = len(answer.trace.tokens)
-    assert answer.passage_cost["forwards"] == 3 * steps == len(reads) - answer.stats.forwards
+    assert answer.passage_cost["forwards"] == 3 * steps
+    assert len(reads) == answer.stats.passes + 3  # the passages' prompts; the rest rides along
     prompts = sum(len(prompt(model, QUESTION, one)) for one in DOCUMENTS)
     assert answer.passage_cost["tokens"] == prompts + 3 * (steps - 1)
     assert answer.to_dict()["passages"]["cost"] == answer.passage_cost

@@ -193,7 +193,8 @@ def test_a_probe_costs_no_pass(model: Any, probe: LayerProbe, spec: str, streams
     with Passes(model.model) as passes:
         answer = model.ask(QUESTION, CONTEXT, spec, when="probe > 0.5", probe=probe, **FEW,
                            scores=("context-entropy",))  # fmt: skip
-    assert passes.count == answer.stats.forwards == streams * len(tokens(answer))
+    assert answer.stats.forwards == streams * len(tokens(answer))
+    assert passes.count == answer.stats.passes == streams + len(tokens(answer)) - 1
     if spec == "cad":
         ungated = model.ask(QUESTION, CONTEXT, spec, **FEW)
         assert len(tokens(ungated)) == len(tokens(answer))

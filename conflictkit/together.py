@@ -1,0 +1,212 @@
+"""The streams of a run on their way through an answer, in as few passes over the weights as can be.
+
+Three roads lead to the same logits, up to rounding:
+
+- `packed`: one pass for all streams; attention for each by itself, over its own cache at its own
+  length (`_hf_packed`).
+- `padded`: one pass and one cache, the shorter streams padded on the left to the longest; where
+  a model's attention cannot be reached.
+- `sequential`: a pass for each stream: the definition, and what is left for streams of different
+  models, recurrent layers, compiled models and runs without a cache.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from conflictkit import _hf, _hf_packed
+from conflictkit._hf_packed import RefusedError, Share, riding
+from conflictkit.errors import ConflictKitError
+from conflictkit.interventions._hooks import on_attention
+from conflictkit.interventions.attending import Leading
+from conflictkit.streams import Stream
+
+Road = Literal["packed", "padded", "sequential"]
+
+ROADS: tuple[Road, ...] = ("packed", "padded", "sequential")
+"""Best first: what a model does not support falls back to the next."""
+
+_ATTENDS: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+"""Models whose first packed pass has shown whether they attend as a pack needs it."""
+
+
+class Together:
+    """Streams that read the same answer tokens.
+
+    Args:
+        streams: name -> stream, the answering one first; all with the same number of rows.
+        best: the best road to take; a worse one is taken where the streams or the model need it.
+
+    Attributes:
+        road: the road taken, which the first pass may still change for the worse; `sequential` if
+            there is one stream.
+    """
+
+    def __init__(self, streams: Mapping[str, Stream], best: Road = "packed") -> None:
+        self._names = tuple(streams)
+        self._streams = tuple(streams.values())
+        self._model = self._streams[0].model
+        self._accepted = _hf.accepted_arguments(self._model)
+        self._merged: Any = None
+        self._leading: Leading | None = None
+        self.road = self._chosen(best)
+
+    def step(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Append `tokens` `[batch]` to every stream; stream name -> `[batch, vocab]` logits."""
+        return {name: logits[:, 0] for name, logits in self.follow(tokens[:, None]).items()}
+
+    def follow(
+        self, tokens: Tensor, mask: Tensor | None = None, counted: int | None = None
+    ) -> dict[str, Tensor]:
+        """Append several tokens to every stream in one go.
+
+        Args:
+            tokens: `[batch, new]`, at least one.
+            mask: `[batch, new]`, 1 at tokens, 0 at padding behind a row's end; None: no padding.
+            counted: how many tokens the mask shows.
+
+        Returns:
+            Stream name -> `[batch, new, vocab]` logits after each token.
+
+        Side effects: the road may become a worse one.
+        """
+        mask = torch.ones_like(tokens) if mask is None else mask
+        counted = mask.numel() if counted is None else counted
+        if self.road == "sequential":
+            logits = [one.follow(tokens, mask, counted) for one in self._streams]
+            return dict(zip(self._names, logits, strict=True))
+        shares = [one.board(tokens, mask, counted) for one in self._streams]
+        with ExitStack() as acting:
+            for one in self._streams:
+                acting.enter_context(one.at_work())
+            logits = self._pass(shares, tokens.shape[1])
+        return dict(zip(self._names, logits, strict=True))
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows `index` of every stream, in that order."""
+        for one in self._streams:
+            one.select(index)
+        if self._merged is not None:
+            index = index.to(self._streams[0].ids.device)
+            rows = len(self._merged.layers[0].keys) // len(self._streams)
+            every = [index + rows * number for number in range(len(self._streams))]
+            _hf.select_rows(self._merged, torch.cat(every))
+
+    def roll_back(self, count: int) -> None:
+        """Forget the last `count` tokens of every row of every stream."""
+        for one in self._streams:
+            one.roll_back(count)
+        if self._merged is not None:
+            _hf.roll_back(self._merged, count)
+
+    def forget(self, kept: Tensor) -> None:
+        """Take tokens of the last pass back, row by row: they are padding from here on.
+
+        Args:
+            kept: `[batch, new]`, 1 at tokens of the last pass that stay, 0 at the others.
+        """
+        for one in self._streams:
+            one.forget(kept)
+
+    def _chosen(self, best: Road) -> Road:
+        streams, model = self._streams, self._model
+        apart = any(one.model is not model or one.cache is None for one in streams)
+        bound = _hf.has_recurrent_layers(model) or _hf.is_compiled(model)
+        if len(streams) == 1 or apart or bound or best == "sequential":
+            return "sequential"
+        if best == "packed" and _ATTENDS.get(model, True):
+            configs = _hf_packed.led_configs(model)
+            if configs is not None:
+                self._leading = Leading(configs)
+                return "packed"
+        if _hf.misplaces_padded_rows(model) or any(one.attends for one in streams):
+            return "sequential"
+        return "padded"
+
+    def _pass(self, shares: Sequence[Share], keep: int) -> list[Tensor]:
+        if self.road == "packed":
+            found = self._packed(shares, keep)
+            if found is not None:
+                return found
+            self.road = self._chosen("padded")
+        if self.road == "padded":
+            found = self._padded(shares, keep)
+            if found is not None:
+                return found
+            self.road = "sequential"
+        streams = zip(self._streams, shares, strict=True)
+        return [self._read([share], share.mask, one.cache, keep)[0] for one, share in streams]
+
+    def _packed(self, shares: Sequence[Share], keep: int) -> list[Tensor] | None:
+        """None: the model does not attend as a pack needs it; the caches are as they were."""
+        known = _ATTENDS.get(self._model, False)
+        before = [] if known else [_hf.copy_cache(one.cache) for one in shares]
+        try:
+            with riding(shares), self._led():
+                found = _hf_packed.packed_logits(
+                    self._model, shares, keep=keep, accepted=self._accepted
+                )
+        except (ConflictKitError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            # Whatever a model trips over that expects one cache, one mask and one length.
+            if known:
+                raise
+            _ATTENDS[self._model] = False
+            for one, cache in zip(self._streams, before, strict=True):
+                one.cache = cache
+            return None
+        _ATTENDS[self._model] = True
+        self._count_rides()
+        return found
+
+    @contextmanager
+    def _led(self) -> Iterator[None]:
+        """Lead the model's attention, for this pass alone."""
+        assert self._leading is not None
+        self._leading.open(on_attention)
+        try:
+            yield
+        finally:
+            self._leading.close()
+
+    def _padded(self, shares: Sequence[Share], keep: int) -> list[Tensor] | None:
+        """None: the caches cannot be made one."""
+        if self._merged is None:
+            lengths = [one.mask.shape[1] - one.ids.shape[1] for one in shares]
+            try:
+                self._merged = _hf_packed.joined([one.cache for one in self._streams], lengths)
+            except RefusedError:
+                return None
+            for one in self._streams:
+                one.cache = None
+        width = max(one.mask.shape[1] for one in shares)
+        masks = [functional.pad(one.mask, (width - one.mask.shape[1], 0)) for one in shares]
+        with riding(shares):
+            found = self._read(shares, torch.cat(masks), self._merged, keep)
+        self._count_rides()
+        return found
+
+    def _read(self, shares: Sequence[Share], mask: Tensor, cache: Any, keep: int) -> list[Tensor]:
+        """A pass over one cache."""
+        logits = _hf.tail_logits(
+            self._model,
+            torch.cat([one.ids for one in shares]),
+            attention_mask=mask,
+            position_ids=torch.cat([one.positions for one in shares]),
+            keep=keep,
+            cache=cache,
+            accepted=self._accepted,
+        )
+        return list(logits.split([len(one.ids) for one in shares]))
+
+    def _count_rides(self) -> None:
+        for one in self._streams[1:]:
+            one.rides += 1
