@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from conflictkit.stepping import Answer, StepLog, Stepper
+from conflictkit.steplog import StepLog
+from conflictkit.stepping import Answer, Stepper
 from conflictkit.types import TokenRecord
 
 

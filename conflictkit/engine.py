@@ -72,29 +72,35 @@ def generate(run: Stepper) -> list[list[Generation]]:
 
 
 def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
-    """Greedy decoding and sampling."""
+    """Greedy decoding and sampling, with or without drafts."""
     copies = run.decoding.n
     run.start(copies)
     answers = [[Answer() for _ in range(copies)] for _ in range(run.batch)]
     places = [(row, sample) for row in range(run.batch) for sample in range(copies)]
     chooser = Chooser(run.decoding, len(places))
-    over: set[int] = set()  # rows that a host keeps though their answers have ended
-    while places:
-        step, combined = run.predict()
-        tokens = chooser.choose(combined.logits)
+    over: set[int] = set()  # rows whose answers have ended
+    asking = set(range(len(places)))  # rows of which the next token is known before the next pass
+    newest = [0] * len(places)
+    drafts: list[list[int]] = [[] for _ in places]
+    right = [0] * len(places)  # how many of its draft's tokens a row has chosen
+    while True:
+        every = len(asking) + len(over) == len(places)
+        rows = None if every else torch.tensor([row in asking for row in range(len(places))])
+        step, combined = run.predict(rows)
+        tokens = chooser.choose(combined.logits, None if every else asking)
         if run.host and over:
             tokens[sorted(over)] = run.host.fill
         chosen = combined.logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         log = run.log(step, combined)
         # One transfer to the host per step.
         host = torch.stack([tokens.double(), chosen.double(), step.invalid.double()]).tolist()
-        run.check(step, [bad > 0 and place not in over for place, bad in enumerate(host[2])])
+        run.check(step, [bad > 0 and row in asking for row, bad in enumerate(host[2])])
         stopped = run.stopped(range(len(places)), [int(token) for token in host[0]])
-        going: list[int] = []
-        for position, (row, sample) in enumerate(places):
-            if position in over:
-                continue
+        kept: set[int] = set()
+        for position in sorted(asking):
+            row, sample = places[position]
             answer, token = answers[row][sample], int(host[0][position])
+            newest[position] = token
             answer.score += host[1][position]
             record = log.record(position, token) if log else None
             if record:
@@ -104,21 +110,41 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
                 answer.end_token = token
             else:
                 answer.ids.append(token)
-            if reason is None:
-                going.append(position)
-            else:
+            if reason is not None:
                 answer.finish_reason = reason
+                over.add(position)
+            if run.drafter is not None:
+                guessed = drafts[position][right[position] : right[position] + 1] == [token]
+                run.drafter.add(position, token, guessed=guessed)
+                if guessed and reason is None:
+                    kept.add(position)
             yield Event(row, sample, token, record, reason)
-        if not going:
+        if kept:
+            for position in kept:
+                right[position] += 1
+            asking = kept
+            run.accept(torch.tensor([row in kept for row in range(len(places))]), tokens)
+            continue
+        if len(over) == len(places):
             break
-        if run.host:
-            over = set(range(len(places))) - set(going)
-        elif len(going) < len(places):
-            index = torch.tensor(going, device=tokens.device)
-            run.select(index)
+        if run.drafter is not None:
+            run.take_back([1 + count for count in right])
+            for position, count in enumerate(right):
+                run.drafter.settle(position, len(drafts[position]), count)
+        going = [row for row in range(len(places)) if run.host or row not in over]
+        if len(going) < len(places):
+            run.select(torch.tensor(going, device=tokens.device))
             chooser.select(going)
-            tokens, places = tokens[index], [places[position] for position in going]
-        run.advance(tokens)
+            places, newest = [places[row] for row in going], [newest[row] for row in going]
+            over = set()
+        if run.drafter is None:
+            run.advance(torch.tensor(newest, device=tokens.device))
+        else:
+            room = [run.decoding.max_new_tokens - len(answers[r][s].ids) - 1 for r, s in places]
+            drafts = [run.drafter.draft(row, left) for row, left in enumerate(room)]
+            run.advance_ahead(newest, drafts)
+        right = [0] * len(places)
+        asking = set(range(len(places))) - over
     return answers
 
 

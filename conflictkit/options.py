@@ -10,6 +10,7 @@ from typing import Any
 from conflictkit import atlas, detectors
 from conflictkit.controller import Controller
 from conflictkit.detectors.probe import LayerProbe
+from conflictkit.drafting import check_drafts
 from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_name
 from conflictkit.gates import PROBE
 from conflictkit.interventions.contrast import Rule
@@ -32,6 +33,7 @@ Policies = Policy | str | os.PathLike[str]
 OPTIONS = (
     "policy", *PARTS, "trace", "scores", "top", "chat", "template", "truncate", "processors",
     "compare", "documents", "per_passage", "heads", "probe", "road",
+    "drafts",
 )  # fmt: skip
 
 TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
@@ -49,6 +51,7 @@ class Job:
         rankings: where methods that edit heads take them from, if they name none.
         probe: what gates on `probe` read, if they hold none.
         road: the best way of the streams through an answer; see `conflictkit.together`.
+        drafts: most tokens to guess ahead; None: as many as are worth it.
     """
 
     policies: tuple[Policy, ...]
@@ -60,6 +63,7 @@ class Job:
     rankings: tuple[HeadRanking, ...] = ()
     probe: LayerProbe | None = None
     road: Road = "packed"
+    drafts: int | None = 0
 
     @property
     def control(self) -> Control:
@@ -97,7 +101,7 @@ def resolve(
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
     wording["truncate"] = given.pop("truncate", False)
     rankings, probe = _rankings(given), _probe(given)
-    road = given.pop("road", "packed")
+    road, drafts = given.pop("road", "packed"), check_drafts(given.pop("drafts", 0))
     if road not in ROADS:
         raise unknown_name("road", road, ROADS)
     decoding = _decoding(given)
@@ -105,7 +109,7 @@ def resolve(
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
     kept = top if trace else None
-    read = (rankings, probe, road)
+    read = (rankings, probe, road, drafts)
     return Job(policies, decoding, recorded, kept, processors, per_passage, *read), wording
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,13 +106,22 @@ class Chooser:
         """Keep the generators of these rows, in that order."""
         self._generators = [self._generators[row] for row in rows]
 
-    def choose(self, scores: Tensor) -> Tensor:
-        """One token id per row, `[batch]`, from `[batch, vocab]` scores."""
+    def choose(self, scores: Tensor, rows: Collection[int] | None = None) -> Tensor:
+        """One token id per row, `[batch]`, from `[batch, vocab]` scores.
+
+        Args:
+            rows: those whose token counts; the others draw nothing. None: all.
+        """
         if self._decoding.temperature == 0:
             return first_argmax(scores)
         kept = warp(scores, self._decoding)
         uniform = torch.tensor(
-            [float(torch.rand((), generator=g, dtype=torch.float64)) for g in self._generators],
+            [
+                0.0
+                if rows is not None and row not in rows
+                else float(torch.rand((), generator=own, dtype=torch.float64))
+                for row, own in enumerate(self._generators)
+            ],
             dtype=torch.float64,
         )
         cumulative = kept.softmax(-1).double().cumsum(-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,13 +10,15 @@ import torch
 from torch import Tensor
 
 from conflictkit.detectors import Detector
+from conflictkit.drafting import Drafter
 from conflictkit.errors import InvalidParameterError, LogitsError
 from conflictkit.interventions.contrast import mix
 from conflictkit.passages import SourceLog
 from conflictkit.sampling import Decoding
+from conflictkit.steplog import StepLog
 from conflictkit.streams import Stream
 from conflictkit.together import Road, Together
-from conflictkit.types import Combined, Control, Generation, Stats, Step, TokenRecord
+from conflictkit.types import Combined, Control, Generation, Stats, Step, TokenRecord, merged
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """transformers' logits processor: `(ids [batch, length], logits [batch, vocab]) -> logits`."""
@@ -88,10 +89,11 @@ class Stepper:
             rule, in order; beams hand them log-probabilities, as transformers' do.
         host: the loop that this run is part of, if it is part of one.
         road: the best way through the answer to take; see `conflictkit.together`.
+        drafts: most tokens to guess ahead in each row; None: as many as are worth it.
 
     Raises:
-        InvalidParameterError: a stream that the rule or a detector needs is missing, or the
-            streams have different numbers of rows.
+        InvalidParameterError: a stream that the rule or a detector needs is missing, the streams
+            have different numbers of rows, or drafts where a host, beams or processors choose.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Stepper:
         processors: Sequence[Processor] = (),
         host: Host | None = None,
         road: Road = "packed",
+        drafts: int | None = 0,
     ) -> None:
         needed = [(f"rule '{rule.name}'", rule.needs)]
         needed += [(f"detector '{detector.name}'", detector.needs) for detector in detectors]
@@ -134,11 +137,26 @@ class Stepper:
         self.first = first
         self.batch = self.streams[first].batch
         self._together = Together(self.streams, road)
+        drafting = drafts != 0 and not (host or processors or decoding.num_beams > 1)
+        if drafts and not drafting:
+            raise InvalidParameterError(
+                "drafts are for answers chosen token by token: leave out beams and processors"
+            )
+        self.drafter = Drafter(self._prompts(), drafts) if drafting else None
         self._logits: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
         self._state: Mapping[str, Tensor] = {}
         self._index = 0
         self._previous: Tensor | None = None
+        # With drafts: the logits behind every token of the newest pass, and where each row is.
+        self._ahead: Mapping[str, Tensor] = {}
+        self._at: Tensor = torch.zeros(0)
+
+    def _prompts(self) -> list[list[int]]:
+        """Where drafts come from: what the context stream reads, or the first."""
+        stream = self.streams.get("context", self.streams[self.first])
+        rows = zip(stream.ids.tolist(), stream.mask.tolist(), strict=True)
+        return [[one for one, there in zip(*row, strict=True) if there] for row in rows]
 
     def start(self, copies: int) -> None:
         """Read the prompts and repeat every row `copies` times."""
@@ -156,12 +174,22 @@ class Stepper:
                 name: values.repeat_interleave(copies, 0) for name, values in self._seen.items()
             }
 
-    def _look(self) -> None:
-        """Take what probes read of the newest pass."""
-        self._seen = dict(self.streams["context"].seen) if "context" in self.streams else {}
+    def _look(self, back: Tensor | int = 1) -> None:
+        """Take what probes read of the newest pass, `back` positions from its end."""
+        if "context" not in self.streams:
+            return
+        seen = self.streams["context"].seen
+        apart = isinstance(back, Tensor)
+        rows = torch.arange(len(back), device=back.device) if apart else slice(None)
+        self._seen = {name: values[rows, -back] for name, values in seen.items()}
 
-    def predict(self) -> tuple[Step, Combined]:
-        """What every stream says about the next token, and what the rule makes of it."""
+    def predict(self, rows: Tensor | None = None) -> tuple[Step, Combined]:
+        """What every stream says about the next token, and what the rule makes of it.
+
+        Args:
+            rows: `[batch]` bool, those that ask; what the others remember stays as it is. None:
+                all.
+        """
         device = self._logits[self.first].device
         logits = {name: values.to(device) for name, values in self._logits.items()}
         if self.processors or self.host:
@@ -180,7 +208,7 @@ class Stepper:
         if self._seen:
             step = replace(step, activations=self._seen)
         combined = mix(step, self.rule(step, self._state))
-        self._state = combined.state
+        self._state = combined.state if rows is None else merged(rows, combined.state, self._state)
         if self.host:
             warped = combined.logits
             for warper in self.host.warpers:
@@ -214,9 +242,63 @@ class Stepper:
         self._logits = self._together.step(tokens)
         self._look()
 
+    def advance_ahead(self, tokens: Sequence[int], drafts: Sequence[Sequence[int]]) -> None:
+        """Append one token to every row of every stream, and behind it what may come next."""
+        width = 1 + max(map(len, drafts))
+        if width == 1:
+            self._ahead = {}
+            self.advance(torch.tensor(tokens))
+            return
+        self._index += 1
+        rows = [[one, *draft] for one, draft in zip(tokens, drafts, strict=True)]
+        device = self._logits[self.first].device
+        ids = torch.tensor([row + [row[0]] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        self._ahead = self._together.follow(ids, mask.to(device), sum(map(len, rows)))
+        self._at = torch.zeros(len(rows), dtype=torch.long, device=device)
+        self._previous = ids[:, 0]
+        self._here()
+
+    def accept(self, rows: Tensor, tokens: Tensor) -> None:
+        """Go on with what was drafted, in these rows (`[batch]` bool): it was right."""
+        rows = rows.to(self._at.device)
+        self._index += 1
+        self._at = self._at + rows
+        assert self._previous is not None
+        self._previous = torch.where(rows, tokens.to(rows.device), self._previous)
+        self._here()
+
+    def _here(self) -> None:
+        """What the streams say where each row is."""
+        rows = torch.arange(len(self._at), device=self._at.device)
+        self._logits = {
+            name: values[rows.to(values.device), self._at.to(values.device)]
+            for name, values in self._ahead.items()
+        }
+        width = next(iter(self._ahead.values())).shape[1]
+        self._look(width - self._at)
+
+    def take_back(self, kept: Sequence[int]) -> None:
+        """Forget what was drafted in vain.
+
+        Args:
+            kept: of each row, how many tokens of the newest pass stay.
+        """
+        if not self._ahead:
+            return
+        width = next(iter(self._ahead.values())).shape[1]
+        most = max(kept)
+        self._together.roll_back(width - most)
+        if min(kept) < most:
+            places = torch.arange(most)
+            self._together.forget((places < torch.tensor(kept)[:, None]).long())
+        self._ahead = {}
+
     def select(self, index: Tensor) -> None:
-        """Keep the rows `index` of every stream and of the rule's state."""
+        """Keep the rows `index` of every stream, of the rule's state and of what is drafted."""
         self._together.select(index)
+        if self.drafter is not None:
+            self.drafter.select(index.tolist())
         if self.host:
             self.host.ids = self.host.ids[index.to(self.host.ids.device)]
         self._state = {
@@ -270,47 +352,5 @@ class Stepper:
         memory = tokens.pop("memory", 0)
         edits = sum(stream.edits for stream in own.values())
         road = self._together.road if len(own) > 1 else "single"
-        return Stats(forwards, sum(tokens.values()), memory, edits, passes, road)
-
-
-class StepLog:
-    """One step's numbers for all rows, moved to the host once."""
-
-    def __init__(
-        self,
-        step: Step,
-        combined: Combined,
-        scores: Mapping[str, Tensor],
-        top: int,
-        compared: SourceLog | None = None,
-    ) -> None:
-        self._compared = compared
-        self._scores = {name: values.tolist() for name, values in scores.items()}
-        weights = (combined.context_weight, combined.memory_weight)
-        # Weights per token stay where they are: one of them is wanted, not the vocabulary's.
-        self._weights = [w[:, 0].tolist() if w.shape[-1] == 1 else w for w in weights]
-        self._tops: dict[str, list[tuple[tuple[int, float], ...]]] = {}
-        for name, logprobs in step.logprobs.items():
-            best = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
-            rows = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-            self._tops[name] = [tuple(zip(ids, values, strict=True)) for ids, values in rows]
-
-    def record(self, row: int, token: int) -> TokenRecord:
-        """The record of `token` chosen in `row`."""
-        context, memory = (
-            float(weight[row, token]) if isinstance(weight, Tensor) else weight[row]
-            for weight in self._weights
-        )
-        return TokenRecord(
-            id=token,
-            # In a batch of several methods a row has no score of another row's method.
-            scores={
-                name: values[row]
-                for name, values in self._scores.items()
-                if not math.isnan(values[row])
-            },
-            context_weight=context,
-            memory_weight=memory,
-            tops={name: rows[row] for name, rows in self._tops.items()},
-            comparison=self._compared.of(row, token) if self._compared else None,
-        )
+        drafted = (self.drafter.drafted, self.drafter.accepted) if self.drafter else (0, 0)
+        return Stats(forwards, sum(tokens.values()), memory, edits, passes, road, *drafted)

@@ -73,8 +73,8 @@ class Stream:
         forwards: passes so far.
         rides: how many of them rode along in another stream's pass over the weights.
         tokens: tokens read so far, padding not counted.
-        seen: `kind.layer` -> `[batch, width]` of the newest pass's last position, where somebody
-            asked for it.
+        seen: `kind.layer` -> `[batch, some, width]` of the newest pass's last positions, where
+            somebody asked for it.
     """
 
     def __init__(
@@ -236,7 +236,6 @@ class Stream:
         """Take the newest tokens back where `kept` `[batch, new]` is 0: they are padding now."""
         kept = kept.to(self.mask)
         new = kept.shape[1]
-        self.tokens -= int((self.mask[:, -new:] * (1 - kept)).sum())
         self.mask = torch.cat([self.mask[:, :-new], self.mask[:, -new:] * kept], dim=1)
         self._padded = True
         self._prefilled = None

@@ -56,6 +56,7 @@ class Model:
         probe: a `conflictkit.detectors.probe.LayerProbe` or its file, for gates such as
             `probe > 0.7`;
         road: `packed` (default), `padded` or `sequential`: see `conflictkit.together`;
+        drafts: tokens to guess ahead: 0 (default), a number or `auto`: see `conflictkit.drafting`;
         truncate: cut the end of a context that does not fit the window (default False: an error);
         processors: transformers' logits processors, applied to the context stream before the
             method.
@@ -285,12 +286,13 @@ class Model:
             needed.add("context")
         compared = passages.sources(prompts) if job.per_passage and job.top is not None else ()
         names = [*prompts[0], *control.needs, *compared]
+        wanted = [name for name in dict.fromkeys(names) if name in needed or name in compared]
         streams = open_streams(
             self.model,
             control,
             {name: passages.ids(prompts, name) for name in names if name not in EDITED},
             pad_id=self.tokenizer.pad_token_id,
-            names=[name for name in dict.fromkeys(names) if name in needed or name in compared],
+            names=wanted,
             spans=[prompt["context"].context for prompt in prompts if "context" in prompt],
         )
         return Stepper(
@@ -304,6 +306,7 @@ class Model:
             compare=compared,
             processors=job.processors,
             road=job.road,
+            drafts=job.drafts,
         )
 
     def _texts(
@@ -384,14 +387,8 @@ def load(
     """
     if isinstance(model, str | os.PathLike):
         place = atlas.path() if model == "atlas" else model
-        loaded, own = models.load_pretrained(
-            place,
-            device=device,
-            dtype=dtype,
-            pad_token=pad_token,
-            tokenizer=tokenizer,
-            **options,
-        )
+        how = {"device": device, "dtype": dtype, "pad_token": pad_token, "tokenizer": tokenizer}
+        loaded, own = models.load_pretrained(place, **how, **options)
         return Model(loaded, own, os.fspath(model))
     if device is not None or dtype is not None or options:
         raise InvalidParameterError("a loaded model keeps its device and dtype: pass it alone")

@@ -34,7 +34,8 @@ class Step:
         allowed: `[batch, vocab]` bool, tokens that are not -inf in the answering stream.
         invalid: `[batch]` bool, rows that no rule can act on (NaN, +inf, or nothing finite).
         answering: name of the stream whose answer is written.
-        index: number of answer tokens before this position.
+        index: number of answer tokens before this position; in a batch with drafts, whose rows go
+            on at their own pace, in the row that is furthest.
         previous: `[batch]` ids of the answer token before this position; None at the first.
         raw: stream name -> `[batch, vocab]` float32, the logits as handed in. Only bug-compatible
             variants of released code read them.
@@ -151,6 +152,15 @@ class Combined:
     state: State
 
 
+def merged(rows: Tensor, new: State, old: State) -> State:
+    """What rows remember: the `new` where `rows` `[batch]` is true, the `old` elsewhere."""
+    found = {}
+    for name, values in new.items():
+        mine = rows.to(values.device).view(-1, *[1] * (values.dim() - 1))
+        found[name] = torch.where(mine, values, old[name])
+    return found
+
+
 class Control(Protocol):
     """Who wins at each step: what the decoding loop asks of a rule, a controller or a batch of
     them. A control holds no state of its own; it is a fold over the steps of each row."""
@@ -263,6 +273,8 @@ class Stats:
         passes: passes over the weights: forwards of several streams may ride in one.
         road: how the streams went through the answer: `packed`, `padded`, `sequential` (see
             `conflictkit.together`), or `single` where there is one.
+        drafted, accepted: tokens that were guessed ahead, and those of them that were chosen (see
+            `conflictkit.drafting`).
     """
 
     forwards: int = 0
@@ -271,6 +283,8 @@ class Stats:
     edits: int = 0
     passes: int = 0
     road: str = "single"
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)

@@ -271,15 +271,20 @@ class Batch:
         seen: list[Mapping[str, Tensor]] = []
         for name, stream in self._open(control, index).items():
             logits = [stream.prefill()[:, None]]
-            seen += [dict(stream.seen)] if stream.seen else []
+            seen += [_last(stream)] if stream.seen else []
             # Only the end of a pass is seen.
             size = 1 if stream.seen else max(tokens.shape[1], 1)
             for several, where in zip(tokens.split(size, 1), mask.split(size, 1), strict=True):
                 if several.shape[1]:
                     logits.append(stream.follow(several, where))
-                    seen += [dict(stream.seen)] if stream.seen else []
+                    seen += [_last(stream)] if stream.seen else []
             found[name] = torch.cat(logits, dim=1)
         return found, seen
+
+
+def _last(stream: Stream) -> dict[str, Tensor]:
+    """What probes read at the end of the newest pass."""
+    return {name: values[:, -1] for name, values in stream.seen.items()}
 
 
 def _readings(step: Step, tokens: Sequence[int], top: int) -> list[Reading]:

@@ -14,16 +14,19 @@ from conflictkit.errors import InvalidParameterError, UnsupportedError
 from conflictkit.interventions.activations import Behind, Change, Positions, Spread
 from conflictkit.interventions.heads import Attachable
 
+LAST = 64
+"""Positions that are kept: more than a draft is long."""
+
 
 @dataclass(frozen=True, eq=False)
 class LayerTap(Attachable):
-    """Keep the newest pass's last position of some places.
+    """Keep the newest pass's last positions of some places.
 
     Args:
         places: `(kind, layer)`: `residual`, `attention` or `mlp`, layers from 0.
 
     Attributes:
-        values: `kind.layer` -> `[batch, width]`, of the newest pass (rows padded on the left).
+        values: `kind.layer` -> `[batch, at most LAST, width]`, of the newest pass.
 
     Raises:
         InvalidParameterError: on attaching: a layer that the model does not have.
@@ -54,7 +57,7 @@ class LayerTap(Attachable):
                     f"{name}: this model's MLPs see the positions of all rows in one line: fit a "
                     "probe of the residual stream"
                 )
-            self.values[name] = values[:, -1].detach().clone()  # some layers add in place
+            self.values[name] = values[:, -LAST:].detach().clone()  # some layers add in place
             return values
 
         return keep

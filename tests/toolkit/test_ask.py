@@ -87,7 +87,8 @@ def test_the_dictionary_is_strict_json_with_the_promised_keys(model):
         "stats",
     } <= set(again)
     assert set(again["stats"]) == {
-        "forwards", "context_tokens", "memory_tokens", "edits", "passes", "road",
+        "forwards", "context_tokens", "memory_tokens", "edits", "passes", "road", "drafted",
+        "accepted",
     }  # fmt: skip
     assert {
         "text",

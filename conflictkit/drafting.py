@@ -1,0 +1,137 @@
+"""Guesses of what comes next, looked up in what was read: answers that quote their context.
+
+A row's draft is what followed the longest earlier occurrence of its last tokens, in its prompt or
+in its answer so far (prompt lookup decoding, Saxena 2023; nearest to PLD as transformers has it).
+A draft costs a longer pass and nothing else: the engine takes of it what the method would have
+chosen, token by token, and no more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from conflictkit.errors import InvalidParameterError
+
+LONGEST = 32
+"""Most tokens of a draft."""
+_FIRST = 4
+"""Tokens of a row's first draft, where lengths adapt."""
+_CANDIDATES = 64
+"""How many earlier occurrences are compared, the latest."""
+_MATCH = 16
+"""Longest suffix that is compared; beyond it, the latest occurrence counts."""
+
+
+def check_drafts(drafts: object) -> int | None:
+    """A number of tokens, or None for lengths that adapt (`auto`).
+
+    Raises:
+        InvalidParameterError: anything else.
+    """
+    if drafts == "auto":
+        return None
+    if isinstance(drafts, int) and not isinstance(drafts, bool) and 0 <= drafts <= LONGEST:
+        return drafts
+    raise InvalidParameterError(f"drafts must be 'auto' or from 0 to {LONGEST}, not {drafts!r}")
+
+
+class Lookup:
+    """A text that grows, and what followed its last tokens before.
+
+    Args:
+        ids: the text so far.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids = list(ids)
+        # Where a token, or a pair of them, ended before: index of what follows.
+        self._ends: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for place, one in enumerate(self._ids[:-1]):
+            self._ends[one,].append(place + 1)
+        for place, pair in enumerate(pairwise(self._ids[:-1])):
+            self._ends[pair].append(place + 2)
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Append to the text."""
+        for one in ids:
+            place = len(self._ids)
+            for size in (1, 2):
+                if place >= size:
+                    self._ends[tuple(self._ids[-size:])].append(place)
+            self._ids.append(one)
+
+    def draft(self, most: int) -> list[int]:
+        """Up to `most` tokens that followed the longest suffix seen before; the latest of several.
+
+        A copy that reaches the end of the text goes on with itself, so that loops are drafted too.
+        """
+        if most < 1 or not self._ids:
+            return []
+        for size in (2, 1):
+            places = self._ends.get(tuple(self._ids[-size:]), ())
+            if len(self._ids) >= size and places:
+                best = max(places[-_CANDIDATES:], key=lambda place: (self._match(place), place))
+                return self._copied(best, most)
+        return []
+
+    def _match(self, place: int) -> int:
+        """How many tokens before `place` equal the last ones of the text."""
+        ids, size = self._ids, 0
+        while size < min(place, _MATCH) and ids[place - 1 - size] == ids[-1 - size]:
+            size += 1
+        return size
+
+    def _copied(self, place: int, most: int) -> list[int]:
+        found = self._ids[place : place + most]
+        period = len(self._ids) - place
+        while len(found) < most:
+            found.append(found[len(found) - period])
+        return found
+
+
+class Drafter:
+    """Drafts for the rows of a batch.
+
+    Args:
+        prompts: token ids of every row: where drafts are looked up.
+        drafts: most tokens of each draft; None: as long as they have lately been right.
+
+    Attributes:
+        drafted, accepted: tokens proposed, and those of them that were chosen.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], drafts: int | None) -> None:
+        self._texts = [Lookup(ids) for ids in prompts]
+        self._adapts = drafts is None
+        self._most = [_FIRST if drafts is None else drafts for _ in prompts]
+        self.drafted = self.accepted = 0
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in that order."""
+        again: set[int] = set()
+        texts = []
+        for row in rows:
+            texts.append(copy.deepcopy(self._texts[row]) if row in again else self._texts[row])
+            again.add(row)
+        self._texts = texts
+        self._most = [self._most[row] for row in rows]
+
+    def add(self, row: int, token: int, *, guessed: bool) -> None:
+        """Append a token that was chosen."""
+        self.accepted += guessed
+        self._texts[row].extend([token])
+
+    def draft(self, row: int, room: int) -> list[int]:
+        """What may come next in a row; at most `room` tokens."""
+        found = self._texts[row].draft(min(self._most[row], room))
+        self.drafted += len(found)
+        return found
+
+    def settle(self, row: int, drafted: int, accepted: int) -> None:
+        """Learn how much of a row's newest draft was right."""
+        if self._adapts and drafted:
+            grown = 2 * self._most[row] if accepted == drafted else accepted + 1
+            self._most[row] = min(grown, LONGEST)
