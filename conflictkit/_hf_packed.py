@@ -19,6 +19,7 @@ from torch import Tensor
 from conflictkit import _hf
 from conflictkit._hf_attention import PACK, attention_name
 from conflictkit.errors import UnsupportedError
+from conflictkit.narrow import narrow
 
 RIDERS: ContextVar[tuple[Share, ...] | None] = ContextVar("riders", default=None)
 """The shares of the pass at work in this thread (context), if several streams ride in it."""
@@ -194,7 +195,7 @@ def packed_logits(
         arguments["position_ids"] = torch.cat([one.positions for one in shares])
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
-    with torch.no_grad(), _at_work(pack):
+    with torch.no_grad(), _at_work(pack), narrow(model, arguments["input_ids"].numel()):
         output = model(**arguments, past_key_values=pack, use_cache=True)
     pack.check()
     return list(output.logits[:, -keep:].split([len(one.ids) for one in shares]))
