@@ -72,6 +72,9 @@ def own_memory(model: Any) -> str | None:
     State-space and RWKV models swallow `past_key_values` without using it; the other two take it
     but keep (or pad) a state of their own.
     """
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        return "prefix and prompt tuning put positions of their own before every pass"
     missing = {"past_key_values", "attention_mask"} - accepted_arguments(model)
     kind = unwrapped(model).config.model_type
     if missing or kind in ("minimax", "recurrent_gemma"):
@@ -133,6 +136,28 @@ def copy_cache(cache: Any) -> Any:
     return twin
 
 
+def cache_layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer, `[batch, heads, length, head_dim]` each."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def fill_cache(cache: Any, rows: Sequence[Sequence[tuple[Tensor, Tensor]]], width: int) -> None:
+    """Fill an empty cache with rows, padded on the left to `width` positions.
+
+    Args:
+        rows: of every row and layer, keys and values `[heads, tokens, head_dim]`.
+    """
+    for layer, several in enumerate(zip(*rows, strict=True)):
+        whole = []
+        for tensors in zip(*several, strict=True):
+            heads, _, size = tensors[0].shape
+            made = tensors[0].new_zeros(len(tensors), heads, width, size)
+            for number, one in enumerate(tensors):
+                made[number, :, width - one.shape[1] :] = one
+            whole.append(made)
+        cache.update(*whole, layer)
+
+
 def cache_bytes(cache: Any) -> tuple[float, float]:
     """Size of a cache that holds something: bytes per row and position, and further bytes per row
     (the states of recurrent layers, which do not grow)."""
@@ -164,6 +189,27 @@ def roll_back(cache: Any, count: int) -> None:
     """Forget the last `count` positions of every row, in place."""
     if count > 0:
         cache.crop(-count)  # a positive argument means different things in different releases
+
+
+def reorder_positions(cache: Any, order: Tensor) -> None:
+    """Put the columns `order` `[batch, length]` of every row in the places of all, in place."""
+    for layer in cache.layers:
+        index = order[:, None, :, None]
+        layer.keys = layer.keys.gather(
+            2, index.expand(-1, layer.keys.shape[1], -1, layer.keys.shape[-1])
+        )
+        layer.values = layer.values.gather(
+            2, index.expand(-1, layer.values.shape[1], -1, layer.values.shape[-1])
+        )
+
+
+def has_windows(model: Any) -> bool:
+    """Whether some layer attends to a number of columns, padding inside a row included."""
+    config = model.config.get_text_config()
+    names = ("sliding_window", "attention_chunk_size", "window_size", "attention_window")
+    kinds = getattr(config, "layer_types", None) or ()
+    named = any(getattr(config, name, None) is not None for name in names)
+    return named or any(kind != "full_attention" for kind in kinds)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from conflictkit import _hf
 from conflictkit._hf_attention import PACK, attention_name
-from conflictkit.errors import UnsupportedError
+from conflictkit.errors import ConflictKitError, UnsupportedError
 from conflictkit.narrow import narrow
 
 RIDERS: ContextVar[tuple[Share, ...] | None] = ContextVar("riders", default=None)
@@ -227,6 +227,40 @@ def joined(caches: Sequence[Any], lengths: Sequence[int]) -> Any:
             number,
         )
     return whole
+
+
+_OWN = ("transformers", "torch", "conflictkit")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error of a packed pass tells that the model cannot be packed: its own code tripped
+    over a cache, a mask or a length; not a user's hook, nor memory, nor what we refuse by name."""
+    if isinstance(error, ConflictKitError | torch.OutOfMemoryError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or isinstance(error, RefusedError):
+        return True
+    raised = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    return raised in _OWN or isinstance(trace.tb_frame.f_locals.get("self"), torch.nn.Module)
+
+
+def binds_rows(model: Any) -> bool:
+    """Whether what a row computes depends on rows beside it, or on how long they are: recurrent
+    layers, positions counted from the cache's length, rotary frequencies and attention temperatures
+    that follow the longest row."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # One set for all layers, or one for each kind of layer.
+    several = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    follows = any(one.get("rope_type", one.get("type")) in _FOLLOW for one in several)
+    tempered = bool(getattr(config, "attn_temperature_tuning", False))
+    counted = _hf.has_recurrent_layers(model) or _hf.misplaces_padded_rows(model)
+    return counted or follows or tempered
+
+
+_FOLLOW = ("dynamic", "longrope")
 
 
 def led_configs(model: Any) -> dict[int, Any] | None:

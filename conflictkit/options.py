@@ -18,6 +18,7 @@ from conflictkit.interventions.edited import EditRule, SpARE, SteeredRule
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.per_row import PerRow
 from conflictkit.policy import PARTS, Policy, choose_rows
+from conflictkit.prompt_cache import PromptCache
 from conflictkit.prompts import PromptTemplate
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Processor
@@ -33,7 +34,7 @@ Policies = Policy | str | os.PathLike[str]
 OPTIONS = (
     "policy", *PARTS, "trace", "scores", "top", "chat", "template", "truncate", "processors",
     "compare", "documents", "per_passage", "heads", "probe", "road",
-    "drafts",
+    "drafts", "cache",
 )  # fmt: skip
 
 TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
@@ -52,6 +53,7 @@ class Job:
         probe: what gates on `probe` read, if they hold none.
         road: the best way of the streams through an answer; see `conflictkit.together`.
         drafts: most tokens to guess ahead; None: as many as are worth it.
+        cache: where prompts are taken from that have been read before.
     """
 
     policies: tuple[Policy, ...]
@@ -64,6 +66,7 @@ class Job:
     probe: LayerProbe | None = None
     road: Road = "packed"
     drafts: int | None = 0
+    cache: PromptCache | None = None
 
     @property
     def control(self) -> Control:
@@ -101,6 +104,9 @@ def resolve(
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
     wording["truncate"] = given.pop("truncate", False)
     rankings, probe = _rankings(given), _probe(given)
+    cache = given.pop("cache", None)
+    if not isinstance(cache, PromptCache | None):
+        raise InvalidParameterError(f"cache must be a PromptCache, not {type(cache).__name__}")
     road, drafts = given.pop("road", "packed"), check_drafts(given.pop("drafts", 0))
     if road not in ROADS:
         raise unknown_name("road", road, ROADS)
@@ -109,7 +115,7 @@ def resolve(
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
     kept = top if trace else None
-    read = (rankings, probe, road, drafts)
+    read = (rankings, probe, road, drafts, cache)
     return Job(policies, decoding, recorded, kept, processors, per_passage, *read), wording
 
 

@@ -13,6 +13,7 @@ from conflictkit.interventions.activations import Edit, Edits
 from conflictkit.interventions.edited import EditRule, Prompts
 from conflictkit.interventions.taps import LayerTap
 from conflictkit.per_row import PerRow
+from conflictkit.prompt_cache import PromptCache
 from conflictkit.streams import Stream
 from conflictkit.types import Control
 
@@ -33,6 +34,7 @@ def open_streams(
     spans: Sequence[tuple[int, int]] | None = None,
     use_cache: bool = True,
     read: Mapping[str, Stream] | None = None,
+    prompts_read: PromptCache | None = None,
 ) -> dict[str, Stream]:
     """Every stream of a run, none of them read yet, but for those that are given.
 
@@ -44,6 +46,7 @@ def open_streams(
         names: the streams wanted; None: those that the control needs.
         spans: where each row's context stands, for edits that have to know.
         read: streams of the same rows that have been read; taken where nothing is changed in them.
+        prompts_read: as `Stream`.
 
     Raises:
         InvalidParameterError, UnsupportedError: an edit that does not fit the model.
@@ -69,7 +72,14 @@ def open_streams(
         origin = streams.get("context") if name == "masked" else None
         seen = tap.values if tap is not None and name == "context" else None
         streams[name] = Stream(
-            model, ids, pad_id=pad_id, use_cache=use_cache, acting=acting, origin=origin, seen=seen
+            model,
+            ids,
+            pad_id=pad_id,
+            use_cache=use_cache,
+            acting=acting,
+            origin=origin,
+            seen=seen,
+            prompts_read=prompts_read,
         )
     return streams
 

@@ -152,11 +152,9 @@ class Stepper:
         self._ahead: Mapping[str, Tensor] = {}
         self._at: Tensor = torch.zeros(0)
 
-    def _prompts(self) -> list[list[int]]:
+    def _prompts(self) -> list[tuple[int, ...]]:
         """Where drafts come from: what the context stream reads, or the first."""
-        stream = self.streams.get("context", self.streams[self.first])
-        rows = zip(stream.ids.tolist(), stream.mask.tolist(), strict=True)
-        return [[one for one, there in zip(*row, strict=True) if there] for row in rows]
+        return self.streams.get("context", self.streams[self.first]).rows()
 
     def start(self, copies: int) -> None:
         """Read the prompts and repeat every row `copies` times."""

@@ -50,6 +50,23 @@ class Acting(Protocol):
         ...
 
 
+def left_padded(mask: Tensor) -> Tensor:
+    """`[batch, length]` columns in the order that puts each row's padding first."""
+    return mask.argsort(dim=-1, stable=True)
+
+
+class Prompts(Protocol):
+    """Prompts that have been read already: `conflictkit.prompt_cache.PromptCache`."""
+
+    def serves(self, stream: Stream) -> bool:
+        """Whether a stream's prompts may be taken from there."""
+        ...
+
+    def read(self, stream: Stream) -> Tensor:
+        """Fill the stream's cache, reading what is missing; the logits after its prompts."""
+        ...
+
+
 class Stream:
     """Rows of tokens read by one model, left-padded, with a key-value cache.
 
@@ -62,6 +79,7 @@ class Stream:
         origin: a stream of the same prompts whose cache this one takes over for all but the last
             prompt token; `acting` must leave what is before it alone.
         seen: where `acting` puts what it saw of the newest pass.
+        prompts_read: where prompts are taken from that have been read before.
 
     Raises:
         EmptyInputError: no row, or a row without tokens.
@@ -87,6 +105,7 @@ class Stream:
         acting: Acting | None = None,
         origin: Stream | None = None,
         seen: Mapping[str, Tensor] | None = None,
+        prompts_read: Prompts | None = None,
     ) -> None:
         if not prompts or any(not row for row in prompts):
             raise EmptyInputError("a stream needs at least one token in every row")
@@ -98,6 +117,7 @@ class Stream:
             )
         device = model.get_input_embeddings().weight.device
         self.model = model
+        self.pad_id = pad_id
         self.ids = torch.tensor(
             [[pad_id] * (width - len(row)) + list(row) for row in prompts], device=device
         )
@@ -113,6 +133,7 @@ class Stream:
         self._prefilled: Tensor | None = None
         self._padded = min(map(len, prompts)) < width
         self._acting = acting
+        self._prompts_read = prompts_read
         self._origin = origin if use_cache else None
         if self._origin is not None and _hf.has_recurrent_layers(model):
             raise UnsupportedError(
@@ -144,8 +165,36 @@ class Stream:
                 self._cache = _hf.copy_cache(self._origin._cache)
                 _hf.roll_back(self._cache, 1)
                 self._origin, new, counted = None, 1, self.batch
+            elif self._prompts_read is not None and self._prompts_read.serves(self):
+                self._prefilled = self._prompts_read.read(self)
+                return self._prefilled
             self._prefilled = self._read(new, counted)[:, -1]
         return self._prefilled
+
+    def close_gaps(self, *, trim: bool) -> None:
+        """Move padding inside rows to their left; `trim` drops what is then padding in all."""
+        order = left_padded(self.mask)
+        least = int((self.mask == 0).sum(-1).min()) if trim else 0
+        order = order[:, least:]
+        self.ids, self.mask = self.ids.gather(1, order), self.mask.gather(1, order)
+        if self._cache is not None:
+            _hf.reorder_positions(self._cache, order)
+
+    def rows(self) -> list[tuple[int, ...]]:
+        """The tokens of every row, without padding (waits for the device)."""
+        several = zip(self.ids.tolist(), self.mask.tolist(), strict=True)
+        return [tuple(one for one, there in zip(*row, strict=True) if there) for row in several]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether activations are changed or looked at, or taken over from another stream."""
+        return self._acting is not None or self._origin is not None
+
+    def adopt(self, cache: Any, *, passes: int, tokens: int) -> None:
+        """Go on from a cache that holds the prompts; `passes` and `tokens` were read for it."""
+        self._cache = cache
+        self.forwards += passes
+        self.tokens += tokens
 
     def fork(self) -> Stream:
         """A stream of its own that stands where this one does, without reading anything again.

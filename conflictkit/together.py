@@ -23,15 +23,17 @@ from torch.nn import functional
 
 from conflictkit import _hf, _hf_packed
 from conflictkit._hf_packed import RefusedError, Share, riding
-from conflictkit.errors import ConflictKitError
-from conflictkit.interventions._hooks import on_attention
+from conflictkit.interventions._hooks import counts, on_attention
 from conflictkit.interventions.attending import Leading
-from conflictkit.streams import Stream
+from conflictkit.streams import Stream, left_padded
 
 Road = Literal["packed", "padded", "sequential"]
 
 ROADS: tuple[Road, ...] = ("packed", "padded", "sequential")
 """Best first: what a model does not support falls back to the next."""
+
+_GAPS = 128
+"""Columns with padding inside some row that are put up with before they are closed."""
 
 _ATTENDS: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 """Models whose first packed pass has shown whether they attend as a pack needs it."""
@@ -55,6 +57,7 @@ class Together:
         self._model = self._streams[0].model
         self._accepted = _hf.accepted_arguments(self._model)
         self._merged: Any = None
+        self._gaps = 0
         self._leading: Leading | None = None
         self.road = self._chosen(best)
 
@@ -83,10 +86,7 @@ class Together:
             logits = [one.follow(tokens, mask, counted) for one in self._streams]
             return dict(zip(self._names, logits, strict=True))
         shares = [one.board(tokens, mask, counted) for one in self._streams]
-        with ExitStack() as acting:
-            for one in self._streams:
-                acting.enter_context(one.at_work())
-            logits = self._pass(shares, tokens.shape[1])
+        logits = self._pass(shares, tokens.shape[1])
         return dict(zip(self._names, logits, strict=True))
 
     def select(self, index: Tensor) -> None:
@@ -114,11 +114,22 @@ class Together:
         """
         for one in self._streams:
             one.forget(kept)
+        self._gaps += kept.shape[1]
+        if self._gaps > _GAPS or _hf.has_windows(self._model):
+            self._close_gaps()
+
+    def _close_gaps(self) -> None:
+        """Move padding out of the rows to their left, where a sliding window does not count it."""
+        self._gaps = 0
+        if self._merged is not None:
+            _hf.reorder_positions(self._merged, left_padded(self._merged_mask()))
+        for one in self._streams:
+            one.close_gaps(trim=self._merged is None)
 
     def _chosen(self, best: Road) -> Road:
         streams, model = self._streams, self._model
         apart = any(one.model is not model or one.cache is None for one in streams)
-        bound = _hf.has_recurrent_layers(model) or _hf.is_compiled(model)
+        bound = _hf.is_compiled(model) or _hf_packed.binds_rows(model)
         if len(streams) == 1 or apart or bound or best == "sequential":
             return "sequential"
         if best == "packed" and _ATTENDS.get(model, True):
@@ -126,9 +137,7 @@ class Together:
             if configs is not None:
                 self._leading = Leading(configs)
                 return "packed"
-        if _hf.misplaces_padded_rows(model) or any(one.attends for one in streams):
-            return "sequential"
-        return "padded"
+        return "sequential" if any(one.attends for one in streams) else "padded"
 
     def _pass(self, shares: Sequence[Share], keep: int) -> list[Tensor]:
         if self.road == "packed":
@@ -141,41 +150,43 @@ class Together:
             if found is not None:
                 return found
             self.road = "sequential"
-        streams = zip(self._streams, shares, strict=True)
-        return [self._read([share], share.mask, one.cache, keep)[0] for one, share in streams]
+        found = []
+        for one, share in zip(self._streams, shares, strict=True):
+            with one.at_work():
+                found += self._read([share], share.mask, one.cache, keep)
+        return found
 
     def _packed(self, shares: Sequence[Share], keep: int) -> list[Tensor] | None:
         """None: the model does not attend as a pack needs it; the caches are as they were."""
-        known = _ATTENDS.get(self._model, False)
-        before = [] if known else [_hf.copy_cache(one.cache) for one in shares]
-        try:
-            with riding(shares), self._led():
-                found = _hf_packed.packed_logits(
-                    self._model, shares, keep=keep, accepted=self._accepted
-                )
-        except (ConflictKitError, torch.OutOfMemoryError):
-            raise
-        except Exception:
-            # Whatever a model trips over that expects one cache, one mask and one length.
-            if known:
-                raise
-            _ATTENDS[self._model] = False
-            for one, cache in zip(self._streams, before, strict=True):
-                one.cache = cache
-            return None
+        assert self._leading is not None
+        before = [_hf.copy_cache(one.cache) for one in shares]
+        with self._riding(shares):
+            restore = counts()
+            try:
+                with self._leading.during(on_attention):
+                    found = _hf_packed.packed_logits(
+                        self._model, shares, keep=keep, accepted=self._accepted
+                    )
+            except Exception as error:
+                for one, cache in zip(self._streams, before, strict=True):
+                    one.cache = cache
+                if _ATTENDS.get(self._model, False) or not _hf_packed.is_refusal(error):
+                    raise
+                restore()
+                _ATTENDS[self._model] = False
+                return None
         _ATTENDS[self._model] = True
         self._count_rides()
         return found
 
     @contextmanager
-    def _led(self) -> Iterator[None]:
-        """Lead the model's attention, for this pass alone."""
-        assert self._leading is not None
-        self._leading.open(on_attention)
-        try:
-            yield
-        finally:
-            self._leading.close()
+    def _riding(self, shares: Sequence[Share]) -> Iterator[None]:
+        """All streams' changes at work, each on its own rows."""
+        with ExitStack() as acting:
+            for one in self._streams:
+                acting.enter_context(one.at_work())
+            with riding(shares):
+                yield
 
     def _padded(self, shares: Sequence[Share], keep: int) -> list[Tensor] | None:
         """None: the caches cannot be made one."""
@@ -187,12 +198,15 @@ class Together:
                 return None
             for one in self._streams:
                 one.cache = None
-        width = max(one.mask.shape[1] for one in shares)
-        masks = [functional.pad(one.mask, (width - one.mask.shape[1], 0)) for one in shares]
-        with riding(shares):
-            found = self._read(shares, torch.cat(masks), self._merged, keep)
+        with self._riding(shares):
+            found = self._read(shares, self._merged_mask(), self._merged, keep)
         self._count_rides()
         return found
+
+    def _merged_mask(self) -> Tensor:
+        masks = [one.mask for one in self._streams]
+        width = max(one.shape[1] for one in masks)
+        return torch.cat([functional.pad(one, (width - one.shape[1], 0)) for one in masks])
 
     def _read(self, shares: Sequence[Share], mask: Tensor, cache: Any, keep: int) -> list[Tensor]:
         """A pass over one cache."""

@@ -56,6 +56,8 @@ class Model:
         probe: a `conflictkit.detectors.probe.LayerProbe` or its file, for gates such as
             `probe > 0.7`;
         road: `packed` (default), `padded` or `sequential`: see `conflictkit.together`;
+        cache: a `conflictkit.prompt_cache.PromptCache`, so that a document, or a question, that
+            was read before is not read again;
         drafts: tokens to guess ahead: 0 (default), a number or `auto`: see `conflictkit.drafting`;
         truncate: cut the end of a context that does not fit the window (default False: an error);
         processors: transformers' logits processors, applied to the context stream before the
@@ -293,6 +295,7 @@ class Model:
             {name: passages.ids(prompts, name) for name in names if name not in EDITED},
             pad_id=self.tokenizer.pad_token_id,
             names=wanted,
+            prompts_read=job.cache,
             spans=[prompt["context"].context for prompt in prompts if "context" in prompt],
         )
         return Stepper(

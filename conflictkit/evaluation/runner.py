@@ -25,10 +25,11 @@ from conflictkit.evaluation.contenders import Contender, Group, Policies, conten
 from conflictkit.evaluation.folder import Aside, Folder, Run, check_folder, load_run
 from conflictkit.evaluation.metrics import summarise, text
 from conflictkit.evaluation.record import Result
-from conflictkit.evaluation.shared import Batch
+from conflictkit.evaluation.shared import Batch, PromptsRead
 from conflictkit.evaluation.writing import Writer
 from conflictkit.plan import has_edits
 from conflictkit.policy import Policy
+from conflictkit.prompt_cache import PromptCache
 from conflictkit.scoring.run import Progress
 from conflictkit.scoring.scorer import batches
 from conflictkit.types import Case
@@ -60,12 +61,13 @@ def evaluate(
     top: int = 3,
     match: str = text.DEFAULT,
     overwrite: bool = False,
+    cache: PromptCache | None = None,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Run:
     """Answer every case under every method, and sum up.
 
-    Prompts are read once per case, however many methods there are and however many values a sweep
+    Prompts are read once, however many methods there are and however many values a sweep
     has. Called again after it was cut short, by whatever means, it goes on where it stopped; only
     the batch sizes may differ then. Called again after it was finished, it does nothing.
 
@@ -86,6 +88,8 @@ def evaluate(
         match: how the figures recognise an answer, a name in
             `conflictkit.evaluation.metrics.text.MATCHES`.
         overwrite: replace another run, or a finished one.
+        cache: where prompts are kept, so that a question or a document that comes again is not
+            read again; None: one of its own, of 1 GiB.
         progress: called before the first batch and after each.
         options: `max_new_tokens`, `stop`, `temperature`, `top_k`, `top_p`, `chat`, `template`,
             `truncate`, `heads` and `probe`, as in `Model.ask`.
@@ -134,7 +138,8 @@ def evaluate(
     with Folder(out, info, chosen, overwrite=overwrite) as folder:
         if not folder.finished:
             folder.add((), aside)
-            run = _Runner(model, groups, decoding, folder, Writer(model, decoding.stop, top))
+            writer = Writer(model, decoding.stop, top)
+            run = _Runner(model, groups, decoding, folder, writer, cache or PromptCache())
             run.all(ready, sizes, progress)
         done = load_run(out)
         # A crash may have come between the figures and the word that the run is finished.
@@ -184,9 +189,11 @@ class _Runner:
         decoding: Decoding,
         folder: Folder,
         writer: Writer,
+        cache: PromptCache,
     ) -> None:
         self._model, self._groups, self._decoding = model, groups, decoding
         self._folder, self._writer = folder, writer
+        self._read = PromptsRead(cache)
         self._methods = [one for group in groups for one in group]
         memory = Policy.of("memory")
         self._closed = (Contender("memory", memory),)
@@ -235,7 +242,7 @@ class _Runner:
         """The first passes of a process are slow: none of them shall count against a method."""
         short = replace(self._decoding, max_new_tokens=min(2, self._decoding.max_new_tokens))
         try:
-            batch = Batch(self._model, part, short)
+            batch = Batch(self._model, part, short, PromptsRead(PromptCache()))
             for _ in batch.answers(
                 self._groups[0] if "context" in part[0].prompts else self._closed
             ):
@@ -276,7 +283,7 @@ class _Runner:
         return copied + edited
 
     def _answered(self, part: Sequence[Ready], groups: Sequence[Group]) -> list[Result]:
-        batch = Batch(self._model, part, self._decoding)
+        batch = Batch(self._model, part, self._decoding, self._read)
         found = [pair for group in groups for pair in batch.answers(group)]
         said = {
             (row, answer.ids): None

@@ -24,6 +24,7 @@ from conflictkit.evaluation.record import Cost
 from conflictkit.interventions.contrast import mix
 from conflictkit.per_row import PerRow
 from conflictkit.plan import open_streams
+from conflictkit.prompt_cache import PromptCache
 from conflictkit.scoring.forced import MOST_LOGITS
 from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream
@@ -55,6 +56,28 @@ class Reading:
     logprobs: Mapping[str, float]
 
 
+class PromptsRead:
+    """Prompts that a run has read, and what reading takes.
+
+    Args:
+        cache: where they are kept.
+    """
+
+    def __init__(self, cache: PromptCache) -> None:
+        self.cache = cache
+        self._rates: dict[str, float] = {}
+
+    def seconds(self, name: str, taken: float, read: int, tokens: int) -> float:
+        """What `tokens` of prompts of a stream cost, had none of them been read before.
+
+        Args:
+            taken: seconds that it took to read `read` of them.
+        """
+        if 4 * read >= tokens:
+            self._rates[name] = taken / read
+        return max(taken, self._rates.get(name, 0.0) * tokens)
+
+
 class Batch:
     """Cases of like length, all with a context or all without.
 
@@ -62,19 +85,24 @@ class Batch:
         model: who is asked.
         ready: the cases.
         decoding: how answers are decoded; its seed belongs to the run's first case.
+        read: prompts that have been read before.
 
-    Side effects: reads every prompt.
+    Side effects: reads every prompt that has not been read.
     """
 
-    def __init__(self, model: Model, ready: Sequence[Ready], decoding: Decoding) -> None:
+    def __init__(
+        self, model: Model, ready: Sequence[Ready], decoding: Decoding, read: PromptsRead
+    ) -> None:
         self.model, self.ready, self._decoding = model, ready, decoding
         self._device = model.model.get_input_embeddings().weight.device
         self._pad = model.tokenizer.pad_token_id
         self._streams: dict[str, Stream] = {}
         self._seconds: dict[str, float] = {}
         for name in ready[0].prompts:
-            stream = Stream(model.model, [one.prompts[name] for one in ready], pad_id=self._pad)
-            self._seconds[name] = self._timed(stream.prefill)[1]
+            prompts = [one.prompts[name] for one in ready]
+            stream = Stream(model.model, prompts, pad_id=self._pad, prompts_read=read.cache)
+            taken = self._timed(stream.prefill)[1]
+            self._seconds[name] = read.seconds(name, taken, stream.tokens, sum(map(len, prompts)))
             self._streams[name] = stream
 
     @property

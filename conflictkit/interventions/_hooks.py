@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -36,19 +36,37 @@ def _running() -> list[Any]:
     return [one for reference in ACTIVE.get() if (one := reference()) is not None]
 
 
-def _applied(running: Any, module: Module, values: Tensor) -> Tensor:
-    """What an edit makes of values: of each stream's rows by themselves, if several ride in a pass,
-    and of its own stream's alone, if it belongs to one."""
+def counts() -> Callable[[], None]:
+    """What takes the counts of the edits at work back to where they are now."""
+    before = [(one, one.count) for one in _running()]
+
+    def restore() -> None:
+        for one, count in before:
+            one.count = count
+
+    return restore
+
+
+def _applied(module: Module, kind: str, values: Tensor) -> Tensor:
+    """What the edits of a module's input or output make of values: of each stream's rows by
+    themselves, if several ride in a pass."""
+    mine = [one for one in _running() if one.on and one.acts_on(module, kind)]
     riders, where = RIDERS.get(), _WHERE.get()
+    if not mine:
+        return values
     if riders is None:
-        return running.apply(module, values, where)
-    made, same = [], True
-    for number, piece in enumerate(split(values, riders)):
+        for running in mine:
+            values = running.apply(module, values, where)
+        return values
+    made = []
+    pieces = split(values, riders)
+    for number, piece in enumerate(pieces):
         there = where[number] if isinstance(where, tuple) else None
-        mine = _concerns(riders, number, running)
-        changed = running.apply(module, piece, there) if mine else piece
-        same = same and changed is piece
-        made.append(changed)
+        for running in mine:
+            if _concerns(riders, number, running):
+                piece = running.apply(module, piece, there)
+        made.append(piece)
+    same = all(one is other for one, other in zip(made, pieces, strict=True))
     return values if same else torch.cat(made)
 
 
@@ -59,20 +77,13 @@ def _concerns(riders: tuple[Share, ...], number: int, running: Any) -> bool:
 
 
 def _on_input(module: Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    changed = None
-    for running in _running():
-        if running.on and running.acts_on(module, INPUT):
-            values = arguments[0] if changed is None else changed
-            changed = _applied(running, module, values)
-    return None if changed is None or changed is arguments[0] else (changed, *arguments[1:])
+    changed = _applied(module, INPUT, arguments[0])
+    return None if changed is arguments[0] else (changed, *arguments[1:])
 
 
 def _on_output(module: Module, _: tuple[Any, ...], out: Any) -> Any:
     given = out[0] if isinstance(out, tuple) else out
-    changed = given
-    for running in _running():
-        if running.on and running.acts_on(module, OUTPUT):
-            changed = _applied(running, module, changed)
+    changed = _applied(module, OUTPUT, given)
     if changed is given:
         return None
     return (changed, *out[1:]) if isinstance(out, tuple) else changed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -95,6 +96,16 @@ class Leading:
                 "the model's attention implementation was changed while an edit of its attention "
                 "was attached, which would drop the edit: change it before attaching"
             )
+
+    @contextmanager
+    def during(self, handler: _hf.OnAttention) -> Iterator[None]:
+        """For one pass, which nobody's choice of another attention comes between."""
+        with _hf.turn_to_pass(self._configs):
+            self.open(handler)
+            try:
+                yield
+            finally:
+                self.close()
 
     def close(self) -> None:
         """Stop, once; the last to stop leaves the config as it was."""

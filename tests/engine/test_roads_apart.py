@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.models.llama.modeling_llama as code
+from torch.nn import functional
 
 import conflictkit as ck
 from conflictkit import engine, together
@@ -260,6 +261,11 @@ def tripping(what: str) -> Any:
             attention_mask = torch.zeros(len(query), 1, 1, 1)
         name = self.config._attn_implementation
         name = name.removeprefix("conflictkit-") if what == "another way" else name
+        if what == "by itself":
+            pair: Any = [code.repeat_kv(one, self.num_key_value_groups) for one in (key, value)]
+            causal = query.shape[2] > 1
+            output = functional.scaled_dot_product_attention(query, *pair, is_causal=causal)
+            return self.o_proj(output.transpose(1, 2).reshape(hidden_states.shape)), None
         attend = code.ALL_ATTENTION_FUNCTIONS.get_interface(name, code.eager_attention_forward)
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling
@@ -270,9 +276,13 @@ def tripping(what: str) -> Any:
     return hf
 
 
-@pytest.mark.parametrize("what", ["keys", "values", "mask", "own mask", "another way"])
+TRIPS = ("keys", "values", "mask", "own mask", "by itself", "another way")
+
+
+@pytest.mark.parametrize("what", TRIPS)
 def test_a_model_that_trips_over_a_pack_is_padded_instead(what: str) -> None:
-    hf, plain, rows = tripping(what), fresh(), ROWS[:1] if what == "own mask" else ROWS
+    hf, plain = tripping(what), fresh()
+    rows = ROWS[:1] if what in ("own mask", "by itself") else ROWS  # they know of no padding
     if what == "another way":
         hf.set_attn_implementation("eager")
     for road in ("packed", "padded"):

@@ -123,7 +123,7 @@ def test_a_tap_records_what_capture_captures(name: str, tmp_path: Path) -> None:
     for kind in kinds:
         for layer in (0, 1):
             expected = kept.values(kind, layer)[order]
-            assert torch.equal(tap.values[f"{kind}.{layer}"], expected)
+            assert torch.equal(tap.values[f"{kind}.{layer}"][:, -1], expected)
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in hf.modules())
     assert torch.equal(logits(hf, torch.tensor([prompts[0]])), plain)
     left = {name: value.clone() for name, value in tap.values.items()}

@@ -1,0 +1,278 @@
+"""Prompts that have been read, kept for whoever reads the same text again.
+
+A prompt that begins like a kept one takes over what that begins with: the document before another
+question, the question without a document, the same prompt under another method. What is left is
+read in one pass; a prompt that is kept whole is not read at all.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conflictkit import _hf
+from conflictkit.errors import InvalidParameterError
+from conflictkit.interventions._hooks import ACTIVE
+from conflictkit.streams import Stream
+
+_BLOCK = 16
+"""Tokens between two places at which the beginning of a kept prompt can be found; the rest of what
+is common is then compared token by token."""
+
+_WORTH = 64
+"""Tokens that rows have to share before one is read ahead of the others."""
+
+Ids = tuple[int, ...]
+Rows = list[tuple[Tensor, Tensor]]
+"""Keys and values of every layer, `[heads, tokens, head_dim]` each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A prompt in the cache.
+
+    Attributes:
+        ids: its tokens.
+        bytes: what it takes.
+        layers: keys and values of every layer.
+        logits: `[vocab]` after its end.
+    """
+
+    ids: Ids
+    bytes: int
+    layers: Rows
+    logits: Tensor
+
+
+Found = tuple[Kept | None, int]
+"""A kept prompt, and how many tokens of another begin like it."""
+
+
+class PromptCache:
+    """Read prompts of one model or several, bounded in bytes; the least recently used go first.
+
+    Pass it to `Model.ask` and its like (`cache=`), or to `Stream`. Nothing is taken from it or put
+    into it where activations are edited, for recurrent models, and without a key-value cache.
+    Change a model's weights, and it has to be cleared. Threads may share it.
+
+    Args:
+        max_bytes: most bytes of keys, values and logits to hold.
+
+    Attributes:
+        max_bytes: as given.
+        tokens_read, tokens_reused: of the prompts that went through it.
+
+    Raises:
+        InvalidParameterError: `max_bytes` is not a whole number from 1.
+    """
+
+    def __init__(self, max_bytes: int = 1 << 30) -> None:
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise InvalidParameterError(f"max_bytes must be a whole number, not {max_bytes!r}")
+        self.max_bytes = max_bytes
+        self.tokens_read = self.tokens_reused = 0
+        self._kept: OrderedDict[tuple[int, Ids], Kept] = OrderedDict()
+        self._begins: dict[tuple[int, Ids], tuple[int, Ids]] = {}  # beginning -> the newest with it
+        self._models: dict[int, weakref.ref[Any]] = {}
+        self._bytes = 0
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __repr__(self) -> str:
+        return (
+            f"PromptCache({len(self)} prompts, {self.bytes:,} of {self.max_bytes:,} bytes, "
+            f"{self.tokens_reused:,} tokens reused, {self.tokens_read:,} read)"
+        )
+
+    @property
+    def bytes(self) -> int:
+        """What is held."""
+        return self._bytes
+
+    @property
+    def entries(self) -> list[Kept]:
+        """What is held, the least recently used first."""
+        with self._lock:
+            return list(self._kept.values())
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._kept.clear()
+            self._begins.clear()
+            self._models.clear()
+            self._bytes = 0
+
+    def serves(self, stream: Stream) -> bool:
+        """Whether a stream's prompts may be taken from here and put here."""
+        edited = stream.is_changed or bool(ACTIVE.get())
+        cached = stream.cache is not None and not _hf.has_recurrent_layers(stream.model)
+        return cached and not edited
+
+    def read(self, stream: Stream) -> Tensor:
+        """Read the prompts of a new stream, as far as that is not done.
+
+        Args:
+            stream: one that `serves` approves, of which nothing has been read.
+
+        Returns:
+            `[batch, vocab]` logits after the prompts' ends.
+
+        Side effects: fills the stream's cache and counters, and this cache.
+        """
+        model = self._number(stream.model)
+        prompts = stream.rows()
+        whole: dict[int, Kept] = {}
+        passes = counted = 0
+        # What several rows begin with is read with the first of them, and then taken over.
+        for first in (True, False):
+            waiting = [row for row in range(len(prompts)) if row not in whole]
+            found = {row: self._find(model, prompts[row]) for row in waiting}
+            whole |= {
+                row: one
+                for row, (one, size) in found.items()
+                if one is not None and size == len(prompts[row])
+            }
+            now = [row for row in waiting if row not in whole]
+            if first:
+                now = _leaders(prompts, found, now)
+            if now:
+                made, tokens = self._finished(stream.model, prompts, found, now, stream.pad_id)
+                for one in made.values():
+                    self._keep(model, one)
+                whole |= made
+                passes += 1
+                counted += tokens
+        with self._lock:
+            self.tokens_read += counted
+            self.tokens_reused += sum(map(len, prompts)) - counted
+        rows = [whole[row] for row in range(len(prompts))]
+        cache = _hf.new_cache(stream.model)
+        _hf.fill_cache(cache, [one.layers for one in rows], stream.ids.shape[1])
+        stream.adopt(cache, passes=passes, tokens=counted)
+        return torch.stack([one.logits for one in rows])
+
+    def _finished(
+        self,
+        model: Any,
+        prompts: Sequence[Ids],
+        found: Mapping[int, Found],
+        left: Sequence[int],
+        pad_id: int,
+    ) -> tuple[dict[int, Kept], int]:
+        """Read what is missing of some rows, in one pass; what they are now, and how many tokens
+        that were."""
+        # As many new tokens in every row, where there are so many: what is kept is then followed
+        # at once, without padding that a sliding window would count.
+        new = max(len(prompts[row]) - found[row][1] for row in left)
+        sizes = [max(len(prompts[row]) - new, 0) for row in left]
+        begun: list[Rows | None] = []
+        for row, size in zip(left, sizes, strict=True):
+            one = found[row][0]
+            begun.append(
+                [(k[:, :size], v[:, :size]) for k, v in one.layers] if one and size else None
+            )
+        rest = [prompts[row][size:] for row, size in zip(left, sizes, strict=True)]
+        known = max(sizes)
+        cache = _hf.new_cache(model)
+        if known:
+            shape = next(rows for rows in begun if rows is not None)
+            _hf.fill_cache(cache, [rows or _nothing(shape) for rows in begun], known)
+        device = model.get_input_embeddings().weight.device
+        mask = torch.tensor(
+            [
+                [0] * (known - size) + [1] * size + [0] * (new - len(ids)) + [1] * len(ids)
+                for size, ids in zip(sizes, rest, strict=True)
+            ],
+            device=device,
+        )
+        ids = torch.tensor([[pad_id] * (new - len(one)) + list(one) for one in rest], device=device)
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -new:]
+        logits = _hf.tail_logits(
+            model, ids, attention_mask=mask, position_ids=positions, cache=cache
+        )[:, -1]
+        made = {}
+        for number, row in enumerate(left):
+            places = mask[number].nonzero()[:, 0]
+            layers = [
+                (k[number].index_select(1, places), v[number].index_select(1, places))
+                for k, v in _hf.cache_layers(cache)
+            ]
+            own = logits[number].clone()
+            size = own.nbytes + sum(k.nbytes + v.nbytes for k, v in layers)
+            made[row] = Kept(prompts[row], size, layers, own)
+        return made, sum(map(len, rest))
+
+    def _number(self, model: Any) -> int:
+        number = id(model)
+        with self._lock:
+            known = self._models.get(number)
+            if known is None or known() is not model:
+                for key in [key for key in self._kept if key[0] == number]:
+                    self._drop(key)  # of a model that is gone
+                self._models[number] = weakref.ref(model)
+        return number
+
+    def _find(self, model: int, ids: Ids) -> tuple[Kept | None, int]:
+        """The kept prompt that has most in common with the beginning of `ids`, and how much.
+
+        All of `ids` only if it is kept whole: the logits after its last token are wanted.
+        """
+        with self._lock:
+            key = (model, ids)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key], len(ids)
+            for size in range((len(ids) - 1) // _BLOCK * _BLOCK, 0, -_BLOCK):
+                key = self._begins.get((model, ids[:size]))
+                if key is not None and key in self._kept:
+                    self._kept.move_to_end(key)
+                    one = self._kept[key]
+                    most = min(len(ids) - 1, len(one.ids))
+                    while size < most and one.ids[size] == ids[size]:
+                        size += 1
+                    return one, size
+        return None, 0
+
+    def _keep(self, model: int, one: Kept) -> None:
+        if one.bytes > self.max_bytes:
+            return
+        key = (model, one.ids)
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = one
+            self._bytes += one.bytes
+            for size in range(_BLOCK, len(one.ids) + 1, _BLOCK):
+                self._begins[model, one.ids[:size]] = key
+            while self._bytes > self.max_bytes:
+                self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: tuple[int, Ids]) -> None:
+        one = self._kept.pop(key)
+        self._bytes -= one.bytes
+        for size in range(_BLOCK, len(one.ids) + 1, _BLOCK):
+            if self._begins.get((key[0], one.ids[:size])) == key:
+                del self._begins[key[0], one.ids[:size]]
+
+
+def _leaders(prompts: Sequence[Ids], found: Mapping[int, Found], rows: Sequence[int]) -> list[int]:
+    """Of rows that go on alike for long behind what is kept of them, the first."""
+    seen: dict[Ids, int] = {}
+    for row in rows:
+        seen.setdefault(prompts[row][: found[row][1] + _WORTH], row)
+    return list(seen.values())
+
+
+def _nothing(like: Rows) -> Rows:
+    """A row of which nothing has been read."""
+    return [(k[:, :0], v[:, :0]) for k, v in like]

@@ -1,0 +1,397 @@
+"""Drafts cost passes less and change nothing else: every answer against the plain road's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conflictkit import engine, methods
+from conflictkit.controller import Controller
+from conflictkit.drafting import Lookup
+from conflictkit.errors import InvalidParameterError, UnsupportedError
+from conflictkit.interventions.contrast import Rule
+from conflictkit.stepping import Host
+from conflictkit.together import Together
+from conflictkit.types import Mix
+from tests.anatomy import families
+from tests.engine import reference
+from tests.engine.drafted import (
+    SIZES,
+    TOKENS,
+    VOCAB,
+    continued,
+    held,
+    ids_of,
+    in_common,
+    made,
+    make,
+    repeating,
+    run_of,
+    same,
+    spied,
+    texts_of,
+)
+from tests.engine.riding import BY_LENGTH, FAR, built
+from tests.engine.test_roads import ATTENDS, spec_of
+from tests.probed import Passes
+from tests.tiny import gpt2, llama, recurrent, sliding
+
+MODELS = {"llama": llama, "gpt2": gpt2, "sliding": sliding}
+COOL: dict[str, Any] = {"temperature": 0.7, "seed": 5}
+HOT: dict[str, Any] = {"temperature": 1.3, "seed": 9, "n": 2}
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_says_the_same_with_drafts(name: str, tmp_path: Path) -> None:
+    hf, spec, rows, accepted = llama(VOCAB, seed=4), spec_of(name, tmp_path), repeating(0), 0
+    for decoding in ({}, HOT):
+        stats = same(made(hf, spec, rows, None, **decoding), made(hf, spec, rows, **decoding))
+        accepted += stats.accepted
+    assert accepted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_says_the_same_however_it_is_drafted(
+    name: str, family: str, tmp_path: Path
+) -> None:
+    hf, spec = MODELS[family](VOCAB, seed=4), spec_of(name, tmp_path)
+    for seed in (1, 2):
+        rows = repeating(seed)
+        batches = [[row] for row in rows] if family == "sliding" else [rows, rows[:1]]
+        for batch in batches:
+            for decoding in ({}, COOL) if family == "sliding" else ({}, COOL, HOT):
+                wanted = made(hf, spec, batch, **decoding)
+                for drafts, road in ((1, "sequential"), (3, "padded"), (None, "packed")):
+                    found = made(hf, spec, batch, drafts, road, **decoding)
+                    stats = same(found, wanted)
+                    padded = road == "padded" and name not in ATTENDS
+                    if stats.road != "single" and road != "padded" or padded:
+                        assert stats.road == road
+
+
+@pytest.mark.parametrize("road", ["packed", "padded", "sequential"])
+@pytest.mark.parametrize("family", MODELS)
+def test_every_road_and_length_of_drafts(family: str, road: str) -> None:
+    hf, accepted = MODELS[family](VOCAB, seed=4), Counter[Any]()
+    batches = [[row] for row in repeating(3)] if family == "sliding" else [repeating(3)]
+    for rows in batches:
+        for decoding in ({}, COOL):
+            wanted = made(hf, "cad", rows, **decoding)
+            for drafts in (1, 3, 32, None):
+                stats = same(made(hf, "cad", rows, drafts, road, **decoding), wanted)
+                assert stats.road == road
+                accepted[drafts] += stats.accepted
+    assert min(accepted[drafts] for drafts in (1, 3, 32, None)) > 0
+
+
+def test_a_run_without_a_cache_is_drafted_too() -> None:
+    hf, rows = gpt2(VOCAB, seed=4), repeating(3)
+    with Passes(hf) as plain:
+        wanted = made(hf, "adacad", rows[:1], end_ids=())
+    with Passes(hf) as drafted:
+        stats = same(made(hf, "adacad", rows[:1], None, use_cache=False, end_ids=()), wanted)
+    assert drafted.count == stats.passes < plain.count
+    same(made(hf, "adacad", rows, 3, use_cache=False, **HOT), made(hf, "adacad", rows, **HOT))
+
+
+# Models that find places by columns would take a gap for a place.
+BY_COLUMNS = ("mistral", "gemma3n", "gpt-neo", "gpt-oss", "llama4", "mpt")
+
+
+@pytest.mark.xfail(strict=True, reason="gaps in a row count as places: fault 1")
+@pytest.mark.parametrize("name", BY_COLUMNS)
+def test_gaps_that_drafts_leave_are_no_places(name: str) -> None:
+    hf = families.model(name) if name in families.CONFIGS else built(FAR[name]())
+    for seed in range(3):
+        rows = repeating(seed, SIZES[:3], 64)
+        wanted = made(hf, "cad", rows, end_ids=())
+        for row, one in zip(rows, wanted, strict=True):
+            same(made(hf, "cad", [row], None, end_ids=()), [one])
+        same(made(hf, "cad", rows, None, end_ids=()), wanted)
+
+
+@pytest.mark.xfail(strict=True, reason="places and scales follow the longest draft: fault 2")
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_models_that_count_columns_or_feel_lengths(name: str) -> None:
+    """Drafts that leave gaps in rows of one length, or lengthen what is read at once."""
+    hf = built(BY_LENGTH[name]())
+    for seed in range(3):
+        rows = repeating(seed, [(9, 4)] * 3, 64)
+        wanted = made(hf, "plain", rows, end_ids=())
+        same(made(hf, "plain", rows, None, end_ids=()), wanted)
+
+
+@pytest.mark.xfail(strict=True, reason="fails in the middle of an answer: fault 3")
+def test_a_model_that_cannot_go_back_is_not_drafted() -> None:
+    hf, rows = recurrent(VOCAB), repeating(0)
+    with pytest.raises(UnsupportedError, match="recurrent layers"):
+        run_of(hf, "plain", rows[:1], 3)
+    wanted = made(hf, "plain", rows[:1])
+    assert same(made(hf, "plain", rows[:1], None), wanted).drafted == 0
+
+
+# Drafts made to order: always right, never right, right in one row
+
+
+def truth(hf: Any, spec: str, rows: Any, **options: Any) -> tuple[Any, list[list[int]]]:
+    """The plain road's answers, and the prompts with them behind."""
+    wanted = made(hf, spec, rows, **options)
+    return wanted, texts_of(rows, wanted)
+
+
+@pytest.mark.parametrize(("drafts", "rounds"), [(1, 12), (3, 6), (32, 1), (None, 3)])
+@pytest.mark.parametrize("size", [1, 4])
+def test_drafts_that_are_always_right_save_all_that_can_be_saved(
+    drafts: int | None, rounds: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf, rows = llama(VOCAB, seed=4), repeating(0)[:size]
+    wanted, texts = truth(hf, "cad", rows, end_ids=())
+    seen = make(monkeypatch, lambda ids, most: continued(ids, texts)[:most])
+    with Passes(hf) as passes:
+        stats = same(made(hf, "cad", rows, drafts, end_ids=()), wanted)
+    assert passes.count == stats.passes == 2 + rounds
+    assert stats.forwards == 2 * (1 + rounds)
+    # Every token but the first, and one of each pass, was guessed.
+    assert stats.drafted == stats.accepted == size * (TOKENS - 1 - rounds)
+    assert stats.drafted == sum(map(len, seen))
+    answered = size * (TOKENS - 1)
+    assert stats.context_tokens == sum(len(row["context"]) for row in rows) + answered
+
+
+def test_an_answer_is_no_longer_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    hf, rows = llama(VOCAB, seed=4), repeating(0)
+    _, texts = truth(hf, "cad", rows, end_ids=())
+    make(monkeypatch, lambda ids, most: [*continued(ids, texts), *[3] * 40][:most])
+    for most in range(1, 8):
+        wanted = made(hf, "cad", rows, end_ids=(), max_new_tokens=most)
+        run = run_of(hf, "cad", rows, 4, end_ids=(), max_new_tokens=most)
+        same(engine.generate(run), wanted)
+        for name, stream in run.streams.items():
+            assert stream.ids.shape[1] == max(len(row[name]) for row in rows) + most - 1
+
+
+@pytest.mark.parametrize("drafts", [3, 32])
+@pytest.mark.parametrize("what", ["end", "stop"])
+def test_an_answer_may_end_in_the_middle_of_a_draft(
+    what: str, drafts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf, rows = llama(VOCAB, seed=4), repeating(0)
+    free, texts = truth(hf, "cad", rows, end_ids=(), **COOL)
+    make(monkeypatch, lambda ids, most: continued(ids, texts)[:most])
+    lengths = set()
+    for place in range(6):
+        first, second = free[place % 4][0].ids[place : place + 2]
+        ending: dict[str, Any] = {"end_ids": (second,)}
+        if what == "stop":
+            ending = {"end_ids": (), "stop": (f"{first} {second}",)}  # over two tokens
+        wanted = made(hf, "cad", rows, **ending, **COOL)
+        assert same(made(hf, "cad", rows, drafts, **ending, **COOL), wanted).accepted
+        lengths |= {len(one.ids) for one, in wanted}
+        reasons = {"end": "eos", "stop": "stop"}
+        assert reasons[what] in {one.finish_reason for one, in wanted}
+        events = list(engine.stream(run_of(hf, "cad", rows, drafts, **ending, **COOL)))
+        for row, (one,) in enumerate(wanted):
+            told = [event for event in events if event.row == row]
+            assert [event.token for event in told] == [record.id for record in one.records]
+            endings = [event.finish_reason for event in told]
+            assert endings == [None] * (len(told) - 1) + [one.finish_reason]
+    assert len(lengths) > 3
+
+
+@pytest.mark.parametrize("road", ["packed", "padded", "sequential"])
+@pytest.mark.parametrize("size", [1, 4])
+def test_drafts_that_are_always_wrong_leave_nothing_behind(
+    size: int, road: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf, rows = gpt2(VOCAB, seed=4), repeating(1)[:size]
+    wanted, texts = truth(hf, "cad", rows, end_ids=())
+    make(monkeypatch, lambda ids, most: [(one + 1) % VOCAB for one in continued(ids, texts)][:most])
+    lengths = watched(monkeypatch, rows, wanted)
+    for drafts in (3, None):
+        lengths.clear()
+        run = run_of(hf, "cad", rows, drafts, road, end_ids=())
+        stats = same(engine.generate(run), wanted)
+        # Nothing but the tokens said: not a gap.
+        for name in ("context", "memory"):
+            longest = max(len(row[name]) for row in rows)
+            assert lengths[name] == [longest + said for said in range(TOKENS - 1)]
+        assert (stats.accepted, stats.forwards) == (0, 2 * TOKENS)
+        if drafts == 3:
+            assert stats.drafted == size * (3 * (TOKENS - 4) + 2 + 1)
+        else:
+            assert stats.drafted == size * (4 + TOKENS - 3)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, rows: Any, answers: Any) -> dict[str, list[int]]:
+    """Let every pass check that streams hold the beginnings of their texts and nothing else;
+    how many columns each stream had before it."""
+    texts = {name: texts_of(rows, answers, name) for name in rows[0]}
+    lengths: dict[str, list[int]] = {}
+    follow = Together.follow
+
+    def checked(self: Together, tokens: Any, *rest: Any) -> Any:
+        streams = dict(zip(self._names, self._streams, strict=True))
+        for name, stream in streams.items():
+            lengths.setdefault(name, []).append(stream.ids.shape[1])
+            if stream.cache is not None:
+                keys = [layer.keys.shape[-2] for layer in stream.cache.layers]
+                assert set(keys) == {stream.mask.shape[1]}
+            if stream.batch == 1:
+                assert stream.mask.all()
+            several = zip(stream.ids, stream.mask.bool(), tokens, strict=True)
+            for ids, there, new in several:
+                own = ids[there].tolist()
+                assert own in [one[: len(own)] for one in texts[name]]
+                assert int(new[0]) == next(iter(continued(own, texts[name])))
+        return follow(self, tokens, *rest)
+
+    monkeypatch.setattr(Together, "follow", checked)
+    return lengths
+
+
+@pytest.mark.parametrize("road", ["packed", "padded", "sequential"])
+def test_rows_go_on_at_their_own_pace(road: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is always right, one now and then, one never; one is given nothing."""
+    hf, rows = llama(VOCAB, seed=4), repeating(0)
+    wanted, texts = truth(hf, "cad", rows, end_ids=())
+    assert len({tuple(one[:12]) for one in texts}) == 4
+
+    def draft(ids: list[int], most: int) -> list[int]:
+        row = next(row for row in range(4) if continued(ids, [texts[row]]) or ids == texts[row])
+        right = continued(ids, texts)[: [most, len(ids) % 3, 0, 0][row]]
+        false = [(one + 1) % VOCAB for one in continued(ids, texts)[len(right) :]]
+        return [*right, *false][:most] if row < 3 else []
+
+    make(monkeypatch, draft)
+    watched(monkeypatch, rows, wanted)
+    run = run_of(hf, "cad", rows, 4, road, end_ids=())
+    events = []
+    for event in engine.stream(run):
+        events.append(event)
+        # Rows that are not at their ends hold what was said up to here, or one draft more.
+        assert {len(row) for row in held(run).values()} == {len(run.drafter._texts)}  # type: ignore[union-attr]
+    ends = {event.row: place for place, event in enumerate(events) if event.finish_reason}
+    assert sorted(ends, key=lambda row: ends[row])[:2] == [0, 1]
+    same(made(hf, "cad", rows, 4, road, end_ids=()), wanted)
+
+
+# What is counted
+
+
+@pytest.mark.parametrize("drafts", [1, 3, None])
+@pytest.mark.parametrize("decoding", [{}, COOL, HOT], ids=["greedy", "cool", "hot"])
+def test_what_drafts_are_and_how_many_were_right(
+    drafts: int | None, decoding: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf, rows = llama(VOCAB, seed=4), repeating(0)
+    wanted, texts = truth(hf, "cad", rows, **decoding)
+    with spied(monkeypatch) as seen:
+        stats = same(made(hf, "cad", rows, drafts, **decoding), wanted)
+    assert stats.drafted == sum(len(draft) for _, draft in seen)
+    right = [in_common(draft, continued(so_far, texts)) for so_far, draft in seen]
+    assert stats.accepted == sum(right)
+    assert 0 < stats.accepted < stats.drafted
+
+
+@pytest.mark.parametrize("spec", ["plain", "cad"])
+def test_passes_fall_by_as_many_as_drafts_were_right(spec: str) -> None:
+    hf, saved = gpt2(VOCAB, seed=4), 0
+    for row in repeating(0):
+        wanted = made(hf, spec, [row], end_ids=())
+        with Passes(hf) as passes:
+            stats = same(made(hf, spec, [row], 4, end_ids=()), wanted)
+        streams = 1 if spec == "plain" else 2
+        rounds = TOKENS - 1 - stats.accepted
+        assert passes.count == stats.passes == streams + rounds
+        assert stats.forwards == streams * (1 + rounds)
+        read = len(row["context"]) + rounds + stats.drafted
+        assert stats.context_tokens == read
+        saved += stats.accepted
+    assert saved > 10
+
+
+def test_drawn_tokens_have_the_probabilities_of_the_method() -> None:
+    hf, rule, count = llama(6, seed=3), methods.build("cad"), 2000
+    row = repeating(2, [(8, 5)], 6)[0]
+    run = run_of(hf, "cad", [row], 2, end_ids=(), top=None, max_new_tokens=3, temperature=1.0,
+                 seed=11, n=count)  # fmt: skip
+    found = ids_of(engine.generate(run))[0]
+    assert 200 < run.stats().accepted < run.stats().drafted
+
+    def after(*said: int) -> torch.Tensor:
+        return reference.scores(hf, rule, row["context"], row["memory"], said).double().exp()
+
+    second = torch.stack([after(one) for one in range(6)])
+    third = torch.stack([torch.stack([after(one, two) for two in range(6)]) for one in range(6)])
+    wanted = [after() @ second, torch.einsum("a,ab,abc->c", after(), second, third)]
+    for place, shares in enumerate(wanted, 1):
+        times = Counter(ids[place] for ids in found)
+        seen = torch.tensor([float(times[one]) for one in range(6)], dtype=torch.float64)
+        assert float(((seen - count * shares) ** 2 / (count * shares)).sum()) < 20.5  # 1 in 1,000
+
+
+def test_a_stream_that_was_forked_does_not_feel_drafts() -> None:
+    hf, rows = llama(VOCAB, seed=4), repeating(3)
+    wanted = made(hf, "cad", rows)
+    read = run_of(hf, "cad", rows).streams
+    before = {name: (one.prefill().clone(), one.ids.clone()) for name, one in read.items()}
+    for drafts, decoding in ((None, {}), (3, HOT), (0, {}), (32, {}), (0, HOT)):
+        streams = {name: one.fork() for name, one in read.items()}
+        found = made(hf, "cad", rows, drafts, streams=streams, **decoding)
+        same(found, made(hf, "cad", rows, **decoding) if decoding else wanted)
+        for name, one in read.items():
+            assert torch.equal(one.prefill(), before[name][0])
+            assert torch.equal(one.ids, before[name][1])
+            assert one.cache.layers[0].keys.shape[-2] == one.ids.shape[1]
+            assert one.forwards == 1
+
+
+class _Counting(Rule):
+    """Leaves everything as it is, and says what the step's index was."""
+
+    name = "counting"
+    needs = ("context",)
+
+    def __call__(self, step: Any, state: Any) -> Mix:
+        ones = step.logits.new_ones(step.logits.shape[0], 1)
+        return Mix(ones, ones * 0, scores={"index": ones[:, 0] * step.index})
+
+
+@pytest.mark.xfail(strict=True, reason="the index runs ahead of every row: fault 4")
+def test_a_step_knows_how_far_the_furthest_row_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    hf, rows = llama(VOCAB, seed=4), repeating(0)[:2]
+    wanted, texts = truth(hf, "plain", rows, end_ids=())
+    turns = iter([0, 1] * TOKENS)
+
+    def draft(ids: list[int], most: int) -> list[int]:
+        right = ids[: len(rows[0]["context"])] == rows[0]["context"]
+        return continued(ids, texts)[:most] if right == (len(seen) // 2 % 2 == 0) else []
+
+    seen = make(monkeypatch, draft)
+    found = made(hf, Controller(_Counting()), rows, 4, end_ids=())
+    assert ids_of(found) == ids_of(wanted)
+    told = [[record.scores["index"] for record in one.records] for one, in found]
+    assert max(map(max, told)) == TOKENS - 1
+    assert next(turns) == 0
+
+
+def test_what_cannot_be_drafted_is_refused() -> None:
+    hf, rows = llama(VOCAB), repeating(0)
+    host = Host(torch.tensor([[3]]), 2, (), lambda ids, _: torch.zeros(len(ids), dtype=torch.bool))
+    refused: list[dict[str, Any]] = [
+        {"num_beams": 2}, {"processors": [lambda _, logits: logits]}, {"host": host},
+    ]  # fmt: skip
+    for options in refused:
+        with pytest.raises(InvalidParameterError, match="leave out beams and processors"):
+            run_of(hf, "cad", rows, 2, **options)
+        assert run_of(hf, "cad", rows, None, **options).drafter is None  # no draft is worth it
+        assert run_of(hf, "cad", rows, 0, **options).drafter is None
+    assert run_of(hf, "cad", rows, 0).drafter is None
+    assert run_of(hf, "cad", rows, None).drafter is not None
+    assert isinstance(Lookup([3]).draft(1), list)
