@@ -131,7 +131,7 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
             run.take_back([1 + count for count in right])
             for position, count in enumerate(right):
                 run.drafter.settle(position, len(drafts[position]), count)
-        going = [row for row in range(len(places)) if run.host or row not in over]
+        going = [row for row in range(len(places)) if run.keeps_rows or row not in over]
         if len(going) < len(places):
             run.select(torch.tensor(going, device=tokens.device))
             chooser.select(going)

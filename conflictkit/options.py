@@ -34,7 +34,7 @@ Policies = Policy | str | os.PathLike[str]
 OPTIONS = (
     "policy", *PARTS, "trace", "scores", "top", "chat", "template", "truncate", "processors",
     "compare", "documents", "per_passage", "heads", "probe", "road",
-    "drafts", "cache",
+    "drafts", "cache", "compile",
 )  # fmt: skip
 
 TRACED = ("jsd", "confidence-gain", "context-confidence", "memory-confidence")
@@ -54,6 +54,7 @@ class Job:
         road: the best way of the streams through an answer; see `conflictkit.together`.
         drafts: most tokens to guess ahead; None: as many as are worth it.
         cache: where prompts are taken from that have been read before.
+        compile: whether to compile the step that all streams take together.
     """
 
     policies: tuple[Policy, ...]
@@ -67,6 +68,7 @@ class Job:
     road: Road = "packed"
     drafts: int | None = 0
     cache: PromptCache | None = None
+    compile: bool = False
 
     @property
     def control(self) -> Control:
@@ -107,6 +109,9 @@ def resolve(
     cache = given.pop("cache", None)
     if not isinstance(cache, PromptCache | None):
         raise InvalidParameterError(f"cache must be a PromptCache, not {type(cache).__name__}")
+    compiled = given.pop("compile", False)
+    if not isinstance(compiled, bool):
+        raise InvalidParameterError(f"compile must be True or False, not {compiled!r}")
     road, drafts = given.pop("road", "packed"), check_drafts(given.pop("drafts", 0))
     if road not in ROADS:
         raise unknown_name("road", road, ROADS)
@@ -115,7 +120,7 @@ def resolve(
     wording["max_new_tokens"] = decoding.max_new_tokens
     recorded = tuple(detectors.get(name) for name in scores) if trace else ()
     kept = top if trace else None
-    read = (rankings, probe, road, drafts, cache)
+    read = (rankings, probe, road, drafts, cache, compiled)
     return Job(policies, decoding, recorded, kept, processors, per_passage, *read), wording
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conflictkit._hf_compiled import Steps
 from conflictkit.detectors import Detector
 from conflictkit.drafting import Drafter
 from conflictkit.errors import InvalidParameterError, LogitsError
@@ -90,8 +91,10 @@ class Stepper:
         host: the loop that this run is part of, if it is part of one.
         road: the best way through the answer to take; see `conflictkit.together`.
         drafts: most tokens to guess ahead in each row; None: as many as are worth it.
+        steps: compile the step that all streams take together; where it may have been before.
 
     Raises:
+        UnsupportedError: a step that cannot be compiled.
         InvalidParameterError: a stream that the rule or a detector needs is missing, the streams
             have different numbers of rows, or drafts where a host, beams or processors choose.
     """
@@ -111,6 +114,7 @@ class Stepper:
         host: Host | None = None,
         road: Road = "packed",
         drafts: int | None = 0,
+        steps: Steps | None = None,
     ) -> None:
         needed = [(f"rule '{rule.name}'", rule.needs)]
         needed += [(f"detector '{detector.name}'", detector.needs) for detector in detectors]
@@ -136,12 +140,16 @@ class Stepper:
         self.host = host
         self.first = first
         self.batch = self.streams[first].batch
-        self._together = Together(self.streams, road)
-        drafting = drafts != 0 and not (host or processors or decoding.num_beams > 1)
+        self._together = Together(self.streams, road, steps=steps, room=decoding.max_new_tokens)
+        apart = bool(host or processors or steps) or decoding.num_beams > 1
+        drafting = drafts != 0 and not apart
         if drafts and not drafting:
             raise InvalidParameterError(
-                "drafts are for answers chosen token by token: leave out beams and processors"
+                "drafts are for answers chosen token by token: leave out beams, processors and "
+                "compile"
             )
+        # Rows that stay in the batch after their answers have ended.
+        self.keeps_rows = bool(host or steps)
         self.drafter = Drafter(self._prompts(), drafts) if drafting else None
         self._logits: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
@@ -349,6 +357,7 @@ class Stepper:
         passes = forwards - sum(stream.rides for stream in own.values())
         memory = tokens.pop("memory", 0)
         edits = sum(stream.edits for stream in own.values())
-        road = self._together.road if len(own) > 1 else "single"
+        road = self._together.road
+        road = "single" if len(own) == 1 and road != "compiled" else road
         drafted = (self.drafter.drafted, self.drafter.accepted) if self.drafter else (0, 0)
         return Stats(forwards, sum(tokens.values()), memory, edits, passes, road, *drafted)

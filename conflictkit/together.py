@@ -1,11 +1,13 @@
 """The streams of a run on their way through an answer, in as few passes over the weights as can be.
 
-Three roads lead to the same logits, up to rounding:
+Four roads lead to the same logits, up to rounding:
 
 - `packed`: one pass for all streams; attention for each by itself, over its own cache at its own
   length (`_hf_packed`).
 - `padded`: one pass and one cache, the shorter streams padded on the left to the longest; where
   a model's attention cannot be reached.
+- `compiled`: as `packed`, with caches of fixed size and a compiled graph (`_hf_compiled`); where it
+  was asked for.
 - `sequential`: a pass for each stream: the definition, and what is left for streams of different
   models, recurrent layers, compiled models and runs without a cache.
 """
@@ -21,13 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from conflictkit import _hf, _hf_packed
+from conflictkit import _hf, _hf_compiled, _hf_packed
+from conflictkit._hf_compiled import Steps
 from conflictkit._hf_packed import RefusedError, Share, riding
+from conflictkit.errors import UnsupportedError
 from conflictkit.interventions._hooks import counts, on_attention
 from conflictkit.interventions.attending import Leading
 from conflictkit.streams import Stream, left_padded
 
-Road = Literal["packed", "padded", "sequential"]
+Road = Literal["packed", "padded", "sequential", "compiled"]
 
 ROADS: tuple[Road, ...] = ("packed", "padded", "sequential")
 """Best first: what a model does not support falls back to the next."""
@@ -45,13 +49,25 @@ class Together:
     Args:
         streams: name -> stream, the answering one first; all with the same number of rows.
         best: the best road to take; a worse one is taken where the streams or the model need it.
+        steps: compile the step, and take it from here if it has been compiled before.
+        room: how many tokens will be appended at most, if the step is compiled.
+
+    Raises:
+        UnsupportedError: a step that cannot be compiled.
 
     Attributes:
         road: the road taken, which the first pass may still change for the worse; `sequential` if
             there is one stream.
     """
 
-    def __init__(self, streams: Mapping[str, Stream], best: Road = "packed") -> None:
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        best: Road = "packed",
+        *,
+        steps: Steps | None = None,
+        room: int = 0,
+    ) -> None:
         self._names = tuple(streams)
         self._streams = tuple(streams.values())
         self._model = self._streams[0].model
@@ -59,7 +75,14 @@ class Together:
         self._merged: Any = None
         self._gaps = 0
         self._leading: Leading | None = None
-        self.road = self._chosen(best)
+        self._steps, self._room, self._static = steps, room, None
+        if steps is not None:
+            _hf_compiled.check_static(self._model)
+            if any(one.is_changed or one.cache is None for one in self._streams):
+                raise UnsupportedError(
+                    "compile=True: activations are edited, looked at or not cached in this run"
+                )
+        self.road: Road = "compiled" if steps is not None else self._chosen(best)
 
     def step(self, tokens: Tensor) -> dict[str, Tensor]:
         """Append `tokens` `[batch]` to every stream; stream name -> `[batch, vocab]` logits."""
@@ -82,6 +105,8 @@ class Together:
         """
         mask = torch.ones_like(tokens) if mask is None else mask
         counted = mask.numel() if counted is None else counted
+        if self.road == "compiled":
+            return dict(zip(self._names, self._stepped(tokens, mask, counted), strict=True))
         if self.road == "sequential":
             logits = [one.follow(tokens, mask, counted) for one in self._streams]
             return dict(zip(self._names, logits, strict=True))
@@ -93,6 +118,8 @@ class Together:
         """Keep the rows `index` of every stream, in that order."""
         for one in self._streams:
             one.select(index)
+        if self._static is not None:
+            self._static.select(index.to(self._streams[0].ids.device))
         if self._merged is not None:
             index = index.to(self._streams[0].ids.device)
             rows = len(self._merged.layers[0].keys) // len(self._streams)
@@ -138,6 +165,22 @@ class Together:
                 self._leading = Leading(configs)
                 return "packed"
         return "sequential" if any(one.attends for one in streams) else "padded"
+
+    def _stepped(self, tokens: Tensor, mask: Tensor, counted: int) -> list[Tensor]:
+        if tokens.shape[1] > 1:
+            raise UnsupportedError("a compiled step appends one token at a time")
+        if self._static is None:
+            assert self._steps is not None
+            caches = [one.cache for one in self._streams]
+            masks = [one.mask for one in self._streams]
+            self._static = self._steps.take(self._model, caches, masks, self._room)
+            weakref.finalize(self, self._steps.give_back, self._static)
+            for one in self._streams:
+                one.cache = None
+        for one in self._streams:
+            one.board(tokens, mask, counted)
+        self._count_rides()
+        return [one[:, None] for one in self._static.step(tokens[:, 0])]
 
     def _pass(self, shares: Sequence[Share], keep: int) -> list[Tensor]:
         if self.road == "packed":

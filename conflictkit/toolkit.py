@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from conflictkit import _hf, atlas, calibration, engine, models, passages, scoring
+from conflictkit._hf_compiled import Steps
 from conflictkit.answers import Answer, AnswerStream, before_stop
 from conflictkit.errors import InvalidParameterError
 from conflictkit.options import (
@@ -56,8 +57,8 @@ class Model:
         probe: a `conflictkit.detectors.probe.LayerProbe` or its file, for gates such as
             `probe > 0.7`;
         road: `packed` (default), `padded` or `sequential`: see `conflictkit.together`;
-        cache: a `conflictkit.prompt_cache.PromptCache`, so that a document, or a question, that
-            was read before is not read again;
+        cache: a `conflictkit.prompt_cache.PromptCache`: what was read before is not read again;
+        compile: compile the step (default False: it takes a while, and pays in long runs);
         drafts: tokens to guess ahead: 0 (default), a number or `auto`: see `conflictkit.drafting`;
         truncate: cut the end of a context that does not fit the window (default False: an error);
         processors: transformers' logits processors, applied to the context stream before the
@@ -75,6 +76,7 @@ class Model:
         self.name = name
         self.window = _hf.window(model, tokenizer)
         self._end_ids = _hf.end_tokens(model, tokenizer)
+        self._steps = Steps()
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {type(self.model).__name__})"
@@ -177,8 +179,7 @@ class Model:
         if job.decoding.n > 1:
             raise InvalidParameterError("a stream holds one answer: leave n at 1")
         own = job if found else closed_book(job)
-        cut = any(prompt.truncated for prompt in prompts[0].values())
-        run = self._stepper(own, prompts)
+        cut, run = any(one.truncated for one in prompts[0].values()), self._stepper(own, prompts)
         return AnswerStream(
             engine.stream(run),
             self._decode,
@@ -284,17 +285,15 @@ class Model:
     def _stepper(self, job: Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:
         control = job.control
         needed = {*control.needs, *(name for score in job.scores for name in score.needs)}
-        if job.processors:
-            needed.add("context")
+        needed |= {"context"} if job.processors else set()
         compared = passages.sources(prompts) if job.per_passage and job.top is not None else ()
         names = [*prompts[0], *control.needs, *compared]
-        wanted = [name for name in dict.fromkeys(names) if name in needed or name in compared]
         streams = open_streams(
             self.model,
             control,
             {name: passages.ids(prompts, name) for name in names if name not in EDITED},
             pad_id=self.tokenizer.pad_token_id,
-            names=wanted,
+            names=[name for name in dict.fromkeys(names) if name in {*needed, *compared}],
             prompts_read=job.cache,
             spans=[prompt["context"].context for prompt in prompts if "context" in prompt],
         )
@@ -310,6 +309,7 @@ class Model:
             processors=job.processors,
             road=job.road,
             drafts=job.drafts,
+            steps=self._steps if job.compile else None,
         )
 
     def _texts(
@@ -395,6 +395,6 @@ def load(
         return Model(loaded, own, os.fspath(model))
     if device is not None or dtype is not None or options:
         raise InvalidParameterError("a loaded model keeps its device and dtype: pass it alone")
-    config = getattr(model, "config", None)
-    name = str(getattr(config, "name_or_path", "") or type(model).__name__)
+    told = getattr(getattr(model, "config", None), "name_or_path", "")
+    name = str(told or type(model).__name__)
     return Model(*models.check(model, tokenizer, name=name, pad_token=pad_token), name)

@@ -271,8 +271,8 @@ class Stats:
             counted.
         edits: positions at which an activation was changed.
         passes: passes over the weights: forwards of several streams may ride in one.
-        road: how the streams went through the answer: `packed`, `padded`, `sequential` (see
-            `conflictkit.together`), or `single` where there is one.
+        road: how the streams went through the answer: `packed`, `padded`, `sequential`, `compiled`
+            (see `conflictkit.together`), or `single` where there is one.
         drafted, accepted: tokens that were guessed ahead, and those of them that were chosen (see
             `conflictkit.drafting`).
     """

@@ -22,7 +22,7 @@ from peers import DEFAULT, WAYS, Timed, left_out
 from store import OUT, Store, copy_speed, ratios, spread
 from worlds import SHAPES, World, weight_bytes
 
-SEVERAL = 4
+SEVERAL = 3
 """Rounds of a way that is slow and known to be."""
 
 

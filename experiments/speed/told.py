@@ -191,7 +191,7 @@ def _prefills(cells: Mapping[str, Figures]) -> Iterator[str]:
     for one in cells.values():
         if "prefill" not in one:
             continue
-        times = {name: f"{values['median']:.2f}" for name, values in one["prefill"].items()}
+        times = {name: f"{values['median']:.3g}" for name, values in one["prefill"].items()}
         if one["plain_is_the_context_stream"]:
             times["plain"] = "the context stream's"
         yield (
@@ -203,6 +203,10 @@ def _prefills(cells: Mapping[str, Figures]) -> Iterator[str]:
 
 def _named(one: Figures) -> str:
     return one["shape"] if one["device"] == "cpu" else f"{one['shape']}, {one['device']}"
+
+
+def _where(one: Figures) -> str:
+    return f"{_named(one)}, context {one['context']}, rows {one['batch']}"
 
 
 def _large(cells: list[Figures]) -> Iterator[str]:
@@ -257,10 +261,11 @@ def _unlike(cells: list[Figures]) -> Iterator[str]:
             f"In {len(compared) - len(unlike)} of {len(compared)} comparisons of ways that must "
             "say the same, they did."
         )
-        for cell, way, rival, _ in unlike:
-            where = f"{_named(cell)}, context {cell['context']}, rows {cell['batch']}"
-            yield f"- {where}: {LABELS[way]} against {LABELS[rival]} differ."
         yield ""
+        for cell, way, rival, _ in unlike:
+            yield f"- {_where(cell)}: {LABELS[way]} against {LABELS[rival]} differ."
+        if unlike:
+            yield ""
 
 
 def _left_out(cells: Mapping[str, Figures]) -> Iterator[str]:
@@ -269,7 +274,7 @@ def _left_out(cells: Mapping[str, Figures]) -> Iterator[str]:
         yield "Not measured:"
         yield ""
         for one in skipped:
-            yield f"- {_named(one)}, context {one['context']}, rows {one['batch']}: {one['skipped']}."
+            yield f"- {_where(one)}: {one['skipped']}."
         yield ""
 
 
@@ -329,6 +334,7 @@ def plot(cells: Mapping[str, Figures], file: Path) -> None:
     measured = [one for one in cells.values() if "ways" in one]
     models = list(dict.fromkeys(map(_named, measured)))
     batches = sorted({one["batch"] for one in measured})
+    lengths = sorted({one["context"] for one in measured})
     drawn = [w for w in WAYS if w not in ("plain", "reread") and any(_has(c, w) for c in measured)]
     colours = dict(zip(drawn, pyplot.get_cmap("tab10").colors, strict=False))
     made, axes = pyplot.subplots(
@@ -355,12 +361,15 @@ def plot(cells: Mapping[str, Figures], file: Path) -> None:
             place.spines[["top", "right"]].set_visible(False)
             place.grid(alpha=0.25)
             place.set_xscale("log", base=2)
+            place.set_xticks(lengths, [str(one) for one in lengths], minor=False)
             place.set_ylim(bottom=0)
     lines = [pyplot.Line2D([], [], color=colour, marker="o") for colour in colours.values()]
     names = [LABELS[way].replace("`", "") for way in colours]
     made.legend(lines, names, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    made.supxlabel("tokens of the context", fontsize=9)
-    made.supylabel("seconds per token, relative to plain generate", fontsize=9)
+    for place in axes[-1]:
+        place.set_xlabel("tokens of the context", fontsize=9)
+    for place in axes[:, 0]:
+        place.set_ylabel("seconds per token\nover plain generate", fontsize=9)
     made.savefig(file, dpi=120)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,11 +156,3 @@ def in_common(draft: Sequence[int], truth: Sequence[int]) -> int:
     pairs = zip(draft, truth, strict=False)
     return next((place for place, (one, two) in enumerate(pairs) if one != two),
                 min(len(draft), len(truth)))  # fmt: skip
-
-
-def held(run: Stepper) -> Mapping[str, list[list[int]]]:
-    """Stream name -> the tokens that each row holds, padding not counted."""
-    return {
-        name: [ids[there.bool()].tolist() for ids, there in zip(one.ids, one.mask, strict=True)]
-        for name, one in run.streams.items()
-    }

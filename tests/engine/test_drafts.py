@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conflictkit import engine, methods
+from conflictkit import engine, methods, together
 from conflictkit.controller import Controller
 from conflictkit.drafting import Lookup
 from conflictkit.errors import InvalidParameterError, UnsupportedError
 from conflictkit.interventions.contrast import Rule
 from conflictkit.stepping import Host
-from conflictkit.together import Together
+from conflictkit.together import Road, Together
 from conflictkit.types import Mix
 from tests.anatomy import families
 from tests.engine import reference
@@ -24,7 +25,6 @@ from tests.engine.drafted import (
     TOKENS,
     VOCAB,
     continued,
-    held,
     ids_of,
     in_common,
     made,
@@ -35,7 +35,7 @@ from tests.engine.drafted import (
     spied,
     texts_of,
 )
-from tests.engine.riding import BY_LENGTH, FAR, built
+from tests.engine.riding import BY_LENGTH, FAR, built, some
 from tests.engine.test_roads import ATTENDS, spec_of
 from tests.probed import Passes
 from tests.tiny import gpt2, llama, recurrent, sliding
@@ -47,11 +47,10 @@ HOT: dict[str, Any] = {"temperature": 1.3, "seed": 9, "n": 2}
 
 @pytest.mark.parametrize("name", methods.names())
 def test_a_method_says_the_same_with_drafts(name: str, tmp_path: Path) -> None:
-    hf, spec, rows, accepted = llama(VOCAB, seed=4), spec_of(name, tmp_path), repeating(0), 0
-    for decoding in ({}, HOT):
-        stats = same(made(hf, spec, rows, None, **decoding), made(hf, spec, rows, **decoding))
-        accepted += stats.accepted
-    assert accepted
+    hf, spec, rows = llama(VOCAB, seed=4), spec_of(name, tmp_path), repeating(0)[:3]
+    decoding = COOL | {"max_new_tokens": 14, "end_ids": ()}
+    stats = same(made(hf, spec, rows, None, **decoding), made(hf, spec, rows, **decoding))
+    assert 0 < stats.accepted < stats.drafted
 
 
 @pytest.mark.slow
@@ -61,11 +60,9 @@ def test_a_method_says_the_same_however_it_is_drafted(
     name: str, family: str, tmp_path: Path
 ) -> None:
     hf, spec = MODELS[family](VOCAB, seed=4), spec_of(name, tmp_path)
-    for seed in (1, 2):
-        rows = repeating(seed)
-        batches = [[row] for row in rows] if family == "sliding" else [rows, rows[:1]]
-        for batch in batches:
-            for decoding in ({}, COOL) if family == "sliding" else ({}, COOL, HOT):
+    for rows in (repeating(1), repeating(2)):
+        for batch in (rows, rows[:1]):
+            for decoding in ({}, COOL, HOT):
                 wanted = made(hf, spec, batch, **decoding)
                 for drafts, road in ((1, "sequential"), (3, "padded"), (None, "packed")):
                     found = made(hf, spec, batch, drafts, road, **decoding)
@@ -76,17 +73,16 @@ def test_a_method_says_the_same_however_it_is_drafted(
 
 
 @pytest.mark.parametrize("road", ["packed", "padded", "sequential"])
-@pytest.mark.parametrize("family", MODELS)
-def test_every_road_and_length_of_drafts(family: str, road: str) -> None:
+@pytest.mark.parametrize("family", some(MODELS, "sliding"))
+def test_every_road_and_length_of_drafts(family: str, road: Road) -> None:
     hf, accepted = MODELS[family](VOCAB, seed=4), Counter[Any]()
-    batches = [[row] for row in repeating(3)] if family == "sliding" else [repeating(3)]
-    for rows in batches:
-        for decoding in ({}, COOL):
-            wanted = made(hf, "cad", rows, **decoding)
-            for drafts in (1, 3, 32, None):
-                stats = same(made(hf, "cad", rows, drafts, road, **decoding), wanted)
-                assert stats.road == road
-                accepted[drafts] += stats.accepted
+    for decoding in ({}, COOL):
+        rows = repeating(3)
+        wanted = made(hf, "cad", rows, **decoding)
+        for drafts in (1, 3, 32, None):
+            stats = same(made(hf, "cad", rows, drafts, road, **decoding), wanted)
+            assert stats.road == road
+            accepted[drafts] += stats.accepted
     assert min(accepted[drafts] for drafts in (1, 3, 32, None)) > 0
 
 
@@ -100,34 +96,34 @@ def test_a_run_without_a_cache_is_drafted_too() -> None:
     same(made(hf, "adacad", rows, 3, use_cache=False, **HOT), made(hf, "adacad", rows, **HOT))
 
 
-# Models that find places by columns would take a gap for a place.
-BY_COLUMNS = ("mistral", "gemma3n", "gpt-neo", "gpt-oss", "llama4", "mpt")
+FAULT = partial(pytest.mark.xfail, strict=True)
+# What finds places by columns would take a gap for a place.
+BY_COLUMNS = [
+    *some(("mistral", "gemma3n", "gpt-neo", "gpt-oss", "llama4"), "mistral"),
+    pytest.param("mpt", marks=FAULT(reason="its ALiBi counts gaps: fault 1")),
+]
 
 
-@pytest.mark.xfail(strict=True, reason="gaps in a row count as places: fault 1")
 @pytest.mark.parametrize("name", BY_COLUMNS)
 def test_gaps_that_drafts_leave_are_no_places(name: str) -> None:
     hf = families.model(name) if name in families.CONFIGS else built(FAR[name]())
-    for seed in range(3):
+    for seed in range(2):
         rows = repeating(seed, SIZES[:3], 64)
         wanted = made(hf, "cad", rows, end_ids=())
-        for row, one in zip(rows, wanted, strict=True):
-            same(made(hf, "cad", [row], None, end_ids=()), [one])
+        assert same(made(hf, "cad", rows[:1], None, end_ids=()), wanted[:1]).drafted
         same(made(hf, "cad", rows, None, end_ids=()), wanted)
 
 
-@pytest.mark.xfail(strict=True, reason="places and scales follow the longest draft: fault 2")
+@FAULT(reason="places or scales follow columns, or the longest draft: fault 2")
 @pytest.mark.parametrize("name", BY_LENGTH)
-def test_models_that_count_columns_or_feel_lengths(name: str) -> None:
-    """Drafts that leave gaps in rows of one length, or lengthen what is read at once."""
+def test_models_that_feel_how_long_everything_is(name: str) -> None:
     hf = built(BY_LENGTH[name]())
     for seed in range(3):
         rows = repeating(seed, [(9, 4)] * 3, 64)
-        wanted = made(hf, "plain", rows, end_ids=())
-        same(made(hf, "plain", rows, None, end_ids=()), wanted)
+        same(made(hf, "cad", rows, None, end_ids=()), made(hf, "cad", rows, end_ids=()))
 
 
-@pytest.mark.xfail(strict=True, reason="fails in the middle of an answer: fault 3")
+@FAULT(reason="fails in the middle of an answer: fault 3")
 def test_a_model_that_cannot_go_back_is_not_drafted() -> None:
     hf, rows = recurrent(VOCAB), repeating(0)
     with pytest.raises(UnsupportedError, match="recurrent layers"):
@@ -176,7 +172,7 @@ def test_an_answer_is_no_longer_than_it_may_be(monkeypatch: pytest.MonkeyPatch) 
             assert stream.ids.shape[1] == max(len(row[name]) for row in rows) + most - 1
 
 
-@pytest.mark.parametrize("drafts", [3, 32])
+@pytest.mark.parametrize("drafts", [3, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["end", "stop"])
 def test_an_answer_may_end_in_the_middle_of_a_draft(
     what: str, drafts: int, monkeypatch: pytest.MonkeyPatch
@@ -185,29 +181,29 @@ def test_an_answer_may_end_in_the_middle_of_a_draft(
     free, texts = truth(hf, "cad", rows, end_ids=(), **COOL)
     make(monkeypatch, lambda ids, most: continued(ids, texts)[:most])
     lengths = set()
-    for place in range(6):
+    for place in range(4):
         first, second = free[place % 4][0].ids[place : place + 2]
         ending: dict[str, Any] = {"end_ids": (second,)}
         if what == "stop":
             ending = {"end_ids": (), "stop": (f"{first} {second}",)}  # over two tokens
         wanted = made(hf, "cad", rows, **ending, **COOL)
         assert same(made(hf, "cad", rows, drafts, **ending, **COOL), wanted).accepted
-        lengths |= {len(one.ids) for one, in wanted}
+        lengths |= {len(one.ids) for (one,) in wanted}
         reasons = {"end": "eos", "stop": "stop"}
-        assert reasons[what] in {one.finish_reason for one, in wanted}
+        assert reasons[what] in {one.finish_reason for (one,) in wanted}
         events = list(engine.stream(run_of(hf, "cad", rows, drafts, **ending, **COOL)))
         for row, (one,) in enumerate(wanted):
             told = [event for event in events if event.row == row]
             assert [event.token for event in told] == [record.id for record in one.records]
             endings = [event.finish_reason for event in told]
             assert endings == [None] * (len(told) - 1) + [one.finish_reason]
-    assert len(lengths) > 3
+    assert len(lengths) > 2
 
 
 @pytest.mark.parametrize("road", ["packed", "padded", "sequential"])
 @pytest.mark.parametrize("size", [1, 4])
 def test_drafts_that_are_always_wrong_leave_nothing_behind(
-    size: int, road: str, monkeypatch: pytest.MonkeyPatch
+    size: int, road: Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hf, rows = gpt2(VOCAB, seed=4), repeating(1)[:size]
     wanted, texts = truth(hf, "cad", rows, end_ids=())
@@ -246,46 +242,62 @@ def watched(monkeypatch: pytest.MonkeyPatch, rows: Any, answers: Any) -> dict[st
                 assert stream.mask.all()
             several = zip(stream.ids, stream.mask.bool(), tokens, strict=True)
             for ids, there, new in several:
-                own = ids[there].tolist()
+                own = [*ids[there].tolist(), int(new[0])]
                 assert own in [one[: len(own)] for one in texts[name]]
-                assert int(new[0]) == next(iter(continued(own, texts[name])))
         return follow(self, tokens, *rest)
 
     monkeypatch.setattr(Together, "follow", checked)
     return lengths
 
 
+@pytest.mark.parametrize("gaps", [together._GAPS, 4])
 @pytest.mark.parametrize("road", ["packed", "padded", "sequential"])
-def test_rows_go_on_at_their_own_pace(road: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is always right, one now and then, one never; one is given nothing."""
+def test_rows_go_on_at_their_own_pace(
+    road: Road, gaps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hf, rows = llama(VOCAB, seed=4), repeating(0)
+    wanted = paced(hf, rows, monkeypatch)
+    monkeypatch.setattr(together, "_GAPS", gaps)
+    watched(monkeypatch, rows, wanted)
+    run = run_of(hf, "cad", rows, 4, road, end_ids=())
+    ends = [event.row for event in engine.stream(run) if event.finish_reason]
+    assert ends == [0, 1, 2, 3]
+    same(made(hf, "cad", rows, 4, road, end_ids=()), wanted)
+
+
+@pytest.mark.parametrize(
+    "road", ["packed", pytest.param("padded", marks=FAULT(reason="fault 5")), "sequential"]
+)
+def test_gaps_do_not_pile_up(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf, rows, gaps = llama(VOCAB, seed=4), repeating(0), 4
+    wanted = paced(hf, rows, monkeypatch)
+    monkeypatch.setattr(together, "_GAPS", gaps)
+    lengths = watched(monkeypatch, rows, wanted)
+    made(hf, "cad", rows, 4, road, end_ids=())
+    assert max(lengths["context"]) <= max(map(len, texts_of(rows, wanted))) + gaps + 5
+
+
+def paced(hf: Any, rows: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Answers, and drafts for them: one row's are always right, one's now and then, one's never;
+    one is given none."""
     wanted, texts = truth(hf, "cad", rows, end_ids=())
     assert len({tuple(one[:12]) for one in texts}) == 4
 
     def draft(ids: list[int], most: int) -> list[int]:
-        row = next(row for row in range(4) if continued(ids, [texts[row]]) or ids == texts[row])
+        row = next(row for row in range(4) if ids == texts[row][: len(ids)])
         right = continued(ids, texts)[: [most, len(ids) % 3, 0, 0][row]]
         false = [(one + 1) % VOCAB for one in continued(ids, texts)[len(right) :]]
         return [*right, *false][:most] if row < 3 else []
 
     make(monkeypatch, draft)
-    watched(monkeypatch, rows, wanted)
-    run = run_of(hf, "cad", rows, 4, road, end_ids=())
-    events = []
-    for event in engine.stream(run):
-        events.append(event)
-        # Rows that are not at their ends hold what was said up to here, or one draft more.
-        assert {len(row) for row in held(run).values()} == {len(run.drafter._texts)}  # type: ignore[union-attr]
-    ends = {event.row: place for place, event in enumerate(events) if event.finish_reason}
-    assert sorted(ends, key=lambda row: ends[row])[:2] == [0, 1]
-    same(made(hf, "cad", rows, 4, road, end_ids=()), wanted)
+    return wanted
 
 
 # What is counted
 
 
 @pytest.mark.parametrize("drafts", [1, 3, None])
-@pytest.mark.parametrize("decoding", [{}, COOL, HOT], ids=["greedy", "cool", "hot"])
+@pytest.mark.parametrize("decoding", [{}, COOL], ids=["greedy", "sampled"])
 def test_what_drafts_are_and_how_many_were_right(
     drafts: int | None, decoding: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +375,7 @@ class _Counting(Rule):
         return Mix(ones, ones * 0, scores={"index": ones[:, 0] * step.index})
 
 
-@pytest.mark.xfail(strict=True, reason="the index runs ahead of every row: fault 4")
+@FAULT(reason="the index runs ahead of every row: fault 4")
 def test_a_step_knows_how_far_the_furthest_row_is(monkeypatch: pytest.MonkeyPatch) -> None:
     hf, rows = llama(VOCAB, seed=4), repeating(0)[:2]
     wanted, texts = truth(hf, "plain", rows, end_ids=())
@@ -376,7 +388,7 @@ def test_a_step_knows_how_far_the_furthest_row_is(monkeypatch: pytest.MonkeyPatc
     seen = make(monkeypatch, draft)
     found = made(hf, Controller(_Counting()), rows, 4, end_ids=())
     assert ids_of(found) == ids_of(wanted)
-    told = [[record.scores["index"] for record in one.records] for one, in found]
+    told = [[record.scores["index"] for record in one.records] for (one,) in found]
     assert max(map(max, told)) == TOKENS - 1
     assert next(turns) == 0
 
@@ -388,7 +400,7 @@ def test_what_cannot_be_drafted_is_refused() -> None:
         {"num_beams": 2}, {"processors": [lambda _, logits: logits]}, {"host": host},
     ]  # fmt: skip
     for options in refused:
-        with pytest.raises(InvalidParameterError, match="leave out beams and processors"):
+        with pytest.raises(InvalidParameterError, match="chosen token by token: leave out beams"):
             run_of(hf, "cad", rows, 2, **options)
         assert run_of(hf, "cad", rows, None, **options).drafter is None  # no draft is worth it
         assert run_of(hf, "cad", rows, 0, **options).drafter is None
