@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conflictkit.narrow import narrow
+
 _POSITIONED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
@@ -111,7 +113,7 @@ def tail_logits(
         arguments["position_ids"] = position_ids
     if "logits_to_keep" in names:
         arguments["logits_to_keep"] = keep
-    with torch.no_grad():
+    with torch.no_grad(), narrow(model, input_ids.numel()):
         output = model(**arguments, past_key_values=cache, use_cache=cache is not None)
     return output.logits[:, -keep:]
 

@@ -116,6 +116,12 @@ class StaticStep:
         mode = "reduce-overhead" if device.type == "cuda" else None
         self._compiled = torch.compile(self._pass, fullgraph=True, dynamic=False, mode=mode)
 
+    @property
+    def bytes(self) -> int:
+        """Of keys and values, in use or not."""
+        held = itertools.chain.from_iterable([*self._cache.keys, *self._cache.values])
+        return sum(one.nbytes for one in held)
+
     def _tensors(self) -> list[Tensor]:
         held = [*self._cache.keys, *self._cache.values, self._masks]
         return [self._cursors, self._positions, *itertools.chain.from_iterable(held)]
@@ -217,6 +223,11 @@ class Steps:
 
     def __init__(self) -> None:
         self._idle: list[StaticStep] = []
+
+    @property
+    def bytes(self) -> int:
+        """Of the caches that wait here."""
+        return sum(one.bytes for one in self._idle)
 
     def take(self, model: Any, caches: Sequence[Any], masks: Sequence[Tensor], room: int) -> Any:
         """A step that stands where some streams are, with room for further positions.

@@ -101,6 +101,14 @@ def ask(
         list[str] | None,
         typer.Option(metavar="TEXT", help="End before this text.", rich_help_panel=_DECODING),
     ] = None,
+    drafts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens to guess ahead from what was read, or auto: the same answer, sooner.",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object.", rich_help_panel=_OUTPUT),
@@ -149,6 +157,7 @@ def ask(
         "seed": seed,
         "num_beams": num_beams,
         "stop": _inputs.stops(stop),
+        "drafts": _drafts(drafts),
     }
     answer = _answer(
         question,
@@ -184,6 +193,11 @@ def _check_per_passage(found: list[str], shown: bool) -> None:
             "--per-passage shows in the trace: leave --no-trace out, and --quiet too unless there "
             "is an --html"
         )
+
+
+def _drafts(text: str | None) -> int | str | None:
+    """A number if it is one; else what the run makes of it."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _strength(text: str | None) -> float | str | None:

@@ -14,7 +14,7 @@ class Cost:
     not depend on how cases were batched.
 
     Attributes:
-        forwards: passes over the weights of the streams that the method reads, prefills included;
+        forwards: forwards of the streams that the method reads, prefills included;
             one per stream and token chosen, the end token counted.
         context_tokens, memory_tokens: tokens read by each stream, padding not counted.
         seconds: time of those passes, of the rule and of the choice of tokens: a batch's time

@@ -12,20 +12,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from inspect import signature
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
-from worlds import CONTROL, World, cache_bytes, watched
+from worlds import CONTROL, World, cache_bytes, now, watched
 
 from conflictkit import engine
+from conflictkit._hf_compiled import Steps
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Stepper
 
 GUIDANCE = 1.5
 LOOKUP = 10
+STEPS = Steps()
+_WARM: set[tuple[int, ...]] = set()
+"""Worlds and sizes whose graph has been made."""
 REREAD = 2
 """Tokens that the loop without a cache writes."""
 
@@ -69,6 +72,30 @@ def ours(world: World, batch: int, tokens: int, **options: Any) -> Timed:
     return Timed(
         taken, tokens, watch.passes, cache_bytes(kept), ids, stats.accepted, stats.road
     )  # fmt: skip
+
+
+def compiled(world: World, batch: int, tokens: int) -> Timed:
+    """The same by the compiled step; the clock runs from the second pass on, and the graph is made
+    in a run of its own before."""
+    key = (id(world.model), batch, world.prompts["context"].shape[1], tokens)
+    if key not in _WARM:
+        _WARM.add(key)
+        compiled(world, batch, tokens)
+    streams = world.rows(batch)
+    run = Stepper(
+        streams, CONTROL, Decoding(max_new_tokens=tokens + 1), end_ids=(), decode=str, top=None,
+        steps=STEPS,
+    )  # fmt: skip
+    events, ids = engine.stream(run), []
+    with watched(world.model, world.device, hooks=False) as watch:
+        for number in range(batch * (tokens + 1)):
+            ids.append(next(events).token)
+            if number == 2 * batch - 1:  # the first pass copied the caches to their places
+                watch.began = now(world.device)
+        taken = watch.seconds()
+    events.close()
+    said = ids[::batch]
+    return Timed(taken, tokens - 1, tokens - 1, STEPS.bytes, said, 0, run.stats().road)
 
 
 def plain(world: World, batch: int, tokens: int, **options: Any) -> Timed:
@@ -161,9 +188,9 @@ WAYS: dict[str, Way] = {
     "double": double,
     "reread": reread,
     "padded": partial(ours, road="padded"),
-    "compiled": partial(ours, compile=True),
+    "compiled": compiled,
 }
-DEFAULT = tuple(name for name in WAYS if name not in ("padded", "compiled"))
+DEFAULT = tuple(name for name in WAYS if name != "padded")
 LABELS = {
     "plain": "`generate`, one stream",
     "sequential": "AdaCAD, `sequential`",
@@ -180,8 +207,8 @@ LABELS = {
 
 def left_out(way: str, batch: int, context: int) -> str | None:
     """Why a way is not taken; None: it is."""
-    if way == "compiled" and "compile" not in signature(Stepper).parameters:
-        return "this version does not compile"
+    if way == "compiled" and (batch > 1 or context > 2048):
+        return "a graph for every size takes long to make: one row, up to 2,048 tokens"
     if way == "lookup" and batch > 1:
         return "transformers drafts for one row only"
     if way == "double" and batch < 16:

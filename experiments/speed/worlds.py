@@ -97,8 +97,11 @@ class Watch:
 
 
 @contextmanager
-def watched(model: Any, device: str) -> Iterator[Watch]:
-    """Count the passes of a model, and note when the first begins."""
+def watched(model: Any, device: str, *, hooks: bool = True) -> Iterator[Watch]:
+    """Count the passes of a model, and note when the first begins.
+
+    Without `hooks`, which a compiled graph has no room for, the caller does.
+    """
     watch = Watch(device)
 
     def begin(*_: Any) -> None:
@@ -107,14 +110,14 @@ def watched(model: Any, device: str) -> Iterator[Watch]:
     def count(*_: Any) -> None:
         watch.passes += 1
 
-    hooks = [
+    placed = [
         model.get_input_embeddings().register_forward_pre_hook(begin),
         model.model.layers[0].mlp.register_forward_hook(count),
-    ]
+    ] if hooks else []  # fmt: skip
     try:
         yield watch
     finally:
-        for hook in hooks:
+        for hook in placed:
             hook.remove()
 
 

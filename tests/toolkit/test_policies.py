@@ -274,6 +274,15 @@ def test_the_fingerprint_tells_weights_apart_and_not_their_precision():
     assert fingerprint(nudged) != fingerprint(first)
 
 
+@pytest.mark.parametrize("size", [2**24 + 2, 24_576_000])
+def test_the_fingerprint_of_a_large_weight_stays_inside_it(size):
+    from conflictkit.models import fingerprint
+
+    one = torch.nn.Module()
+    one.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.int8).expand(size), False)
+    assert len(fingerprint(one)) == 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

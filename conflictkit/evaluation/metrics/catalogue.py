@@ -136,7 +136,7 @@ METRICS: Mapping[str, Metric] = {
         "Forwards per token",
         "forwards/token",
         "lower",
-        "passes over the weights, prefills included, per token made, the end token included",
+        "forwards of its streams, prefills included, per token made, the end token included",
     ),
     "context_tokens": Metric(
         "Context stream", "tokens", "lower", "tokens that the context stream read per answer"

@@ -48,7 +48,7 @@ def plane(summary: Summary) -> Chart | None:
 
 
 def cost(summary: Summary, quality: str) -> Chart | None:
-    """A measure of quality against passes over the weights."""
+    """A measure of quality against forwards per token."""
     title = METRICS[quality][0]
     return _scatter(
         summary,
