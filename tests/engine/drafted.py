@@ -20,7 +20,7 @@ from conflictkit.types import Generation, Stats
 VOCAB = 8
 """So few tokens that drafts are often right."""
 SIZES = [(9, 4), (3, 7), (14, 2), (1, 1)]
-TOKENS = 24
+TOKENS = 16
 _DECODING = frozenset(Decoding.__dataclass_fields__)
 
 Rows = list[dict[str, list[int]]]

@@ -103,7 +103,9 @@ CONTROLS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("what", CONTROLS)
+@pytest.mark.parametrize(
+    "what", some(CONTROLS, "decides late", "hysteresis", "marker", "gated edit")
+)
 def test_controllers_act_where_they_would(what: str) -> None:
     hf, rows = llama(VOCAB, seed=4), repeating(0)
     control, accepted, met = control_of(what, hf, rows), 0, set()
@@ -133,10 +135,10 @@ def test_a_marker_is_not_written_by_asking_a_row_again() -> None:
     """`3 3` never stands in an answer that goes 3 4 3 4 while other rows are asked alone."""
     hf, rows = llama(VOCAB, seed=4), repeating(0)
     plain = made(hf, "plain", rows, **COOL)
-    for row, (one,) in enumerate(plain):
+    for row, (one,) in list(enumerate(plain))[1:3]:
         twice = {(token, token) for token in one.ids}
         never = [pair for pair in twice if pair not in set(pairwise(one.ids))]
-        for marker in (*never[:2], one.ids[3:5], (one.ids[4],) * 3):
+        for marker in (*never[:2], one.ids[3:5]):
             controls = [Controller(methods.parse("cad?alpha=0"), start_after=marker)] * 4
             (found,) = made(hf, PerRow.of(controls), rows, 3, **COOL)[row]
             assert found.ids == one.ids
@@ -224,7 +226,12 @@ PLACED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", [*PLACED, *(f"spare {one}" for one in ("generated", "all"))])
+EDITED = (*PLACED, "spare generated", "spare all")
+
+
+@pytest.mark.parametrize(
+    "what", some(EDITED, "caa last_prompt", "caa generated", "spare generated")
+)
 def test_edits_act_at_their_places(what: str, tmp_path: Path) -> None:
     hf, rows = llama(VOCAB, seed=4), repeating(0)
     spare = f"{spec_of('spare', tmp_path)}&positions={what.partition(' ')[2]}"
@@ -239,7 +246,7 @@ def test_edits_act_at_their_places(what: str, tmp_path: Path) -> None:
     assert ids_of(wanted) != ids_of(made(hf, "plain", rows, **COOL))
 
 
-@pytest.mark.parametrize("name", some(SPECS, "juice", "decore", "attention-steering"))
+@pytest.mark.parametrize("name", some(SPECS, "juice", "attention-steering"))
 def test_edits_with_drafts_that_are_right_or_wrong(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +299,7 @@ CONTEXTS = ["Nobody said ab ab ab ab.", None, ["Because why because.", "For no r
 
 @pytest.mark.parametrize("drafts", [pytest.param(2, marks=pytest.mark.slow), "auto"])
 def test_asking_with_drafts_is_asking(model: ck.Model, drafts: Any) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 20, "compare": True}
+    options: dict[str, Any] = {"max_new_tokens": 14, "compare": True}
     for decoding in ({}, {"temperature": 1.0, "seed": 3, "n": 2}):
         given = (QUESTIONS, CONTEXTS, "adacad")
         plain = model.ask_batch(*given, road="sequential", **options, **decoding)
@@ -308,13 +315,13 @@ def test_asking_with_drafts_is_asking(model: ck.Model, drafts: Any) -> None:
                 assert mine.scores == pytest.approx(theirs.scores, abs=1e-3)
 
 
-@pytest.mark.parametrize("stop", [None, " the"])
-def test_a_stream_with_drafts_comes_in_the_same_pieces(model: ck.Model, stop: Any) -> None:
+@pytest.mark.parametrize("stops", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_stream_with_drafts_comes_in_the_same_pieces(model: ck.Model, stops: bool) -> None:
     for question, context in zip(QUESTIONS, CONTEXTS, strict=True):
         given: Any = (question, context, "cad")
-        options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.5, "seed": 1}
+        options: dict[str, Any] = {"max_new_tokens": 14, "temperature": 0.5, "seed": 1}
         text = model.ask(*given, **options).text
-        end = text[len(text) // 2 :][:2] if stop else None
+        end = text[len(text) // 2 :][:2] if stops else None
         plain, drafted = (
             model.stream(*given, drafts=drafts, stop=end, **options) for drafts in (0, "auto")
         )
