@@ -205,8 +205,15 @@ def reorder_positions(cache: Any, order: Tensor) -> None:
         )
 
 
+def counts_columns(model: Any) -> bool:
+    """Whether attention counts columns, padding inside a row included: windows, or ALiBi."""
+    config = model.config.get_text_config()
+    slopes = getattr(config, "alibi", False) or config.model_type in ("mpt", "bloom")
+    return bool(slopes) or has_windows(model)
+
+
 def has_windows(model: Any) -> bool:
-    """Whether some layer attends to a number of columns, padding inside a row included."""
+    """Whether some layer attends to a number of columns only."""
     config = model.config.get_text_config()
     names = ("sliding_window", "attention_chunk_size", "window_size", "attention_window")
     kinds = getattr(config, "layer_types", None) or ()

@@ -90,6 +90,7 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
         tokens = chooser.choose(combined.logits, None if every else asking)
         if run.host and over:
             tokens[sorted(over)] = run.host.fill
+            newest = [run.host.fill if row in over else one for row, one in enumerate(newest)]
         chosen = combined.logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         log = run.log(step, combined)
         # One transfer to the host per step.
@@ -123,7 +124,7 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
             for position in kept:
                 right[position] += 1
             asking = kept
-            run.accept(torch.tensor([row in kept for row in range(len(places))]), tokens)
+            run.accept(kept, tokens)
             continue
         if len(over) == len(places):
             break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from conflictkit._hf_compiled import Steps
+from conflictkit._hf_packed import binds_rows
 from conflictkit.detectors import Detector
 from conflictkit.drafting import Drafter
-from conflictkit.errors import InvalidParameterError, LogitsError
+from conflictkit.errors import InvalidParameterError, LogitsError, UnsupportedError
 from conflictkit.interventions.contrast import mix
 from conflictkit.passages import SourceLog
 from conflictkit.sampling import Decoding
@@ -94,7 +95,7 @@ class Stepper:
         steps: compile the step that all streams take together; where it may have been before.
 
     Raises:
-        UnsupportedError: a step that cannot be compiled.
+        UnsupportedError: a step that cannot be compiled, or drafts that cannot be taken back.
         InvalidParameterError: a stream that the rule or a detector needs is missing, the streams
             have different numbers of rows, or drafts where a host, beams or processors choose.
     """
@@ -142,19 +143,25 @@ class Stepper:
         self.batch = self.streams[first].batch
         self._together = Together(self.streams, road, steps=steps, room=decoding.max_new_tokens)
         apart = bool(host or processors or steps) or decoding.num_beams > 1
-        drafting = drafts != 0 and not apart
-        if drafts and not drafting:
+        if drafts and apart:
             raise InvalidParameterError(
                 "drafts are for answers chosen token by token: leave out beams, processors and "
                 "compile"
             )
+        model = self.streams[first].model
+        if drafts and binds_rows(model):
+            raise UnsupportedError(
+                f"{type(model).__name__} cannot take drafts back, or counts them as places: leave "
+                "drafts at 0"
+            )
+        drafting = drafts != 0 and not apart and not binds_rows(model)
         # Rows that stay in the batch after their answers have ended.
         self.keeps_rows = bool(host or steps)
         self.drafter = Drafter(self._prompts(), drafts) if drafting else None
         self._logits: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
         self._state: Mapping[str, Tensor] = {}
-        self._index = 0
+        self._written = [0] * self.batch  # tokens of each row's answer
         self._previous: Tensor | None = None
         # With drafts: the logits behind every token of the newest pass, and where each row is.
         self._ahead: Mapping[str, Tensor] = {}
@@ -210,7 +217,7 @@ class Stepper:
                     for processor in self.processors:
                         own = processor(self.ids, own)
                     logits[name] = own
-        step = Step.from_logits(logits, self._index, self._previous)
+        step = Step.from_logits(logits, max(self._written), self._previous)
         if self._seen:
             step = replace(step, activations=self._seen)
         combined = mix(step, self.rule(step, self._state))
@@ -240,7 +247,7 @@ class Stepper:
 
     def advance(self, tokens: Tensor) -> None:
         """Append one token to every row of every stream."""
-        self._index += 1
+        self._written = [one + 1 for one in self._written]
         self._previous = tokens.to(self._logits[self.first].device)
         if self.host:
             newest = tokens.to(self.host.ids.device)[:, None]
@@ -255,7 +262,7 @@ class Stepper:
             self._ahead = {}
             self.advance(torch.tensor(tokens))
             return
-        self._index += 1
+        self._written = [one + 1 for one in self._written]
         rows = [[one, *draft] for one, draft in zip(tokens, drafts, strict=True)]
         device = self._logits[self.first].device
         ids = torch.tensor([row + [row[0]] * (width - len(row)) for row in rows], device=device)
@@ -265,10 +272,11 @@ class Stepper:
         self._previous = ids[:, 0]
         self._here()
 
-    def accept(self, rows: Tensor, tokens: Tensor) -> None:
-        """Go on with what was drafted, in these rows (`[batch]` bool): it was right."""
+    def accept(self, right: Collection[int], tokens: Tensor) -> None:
+        """Go on with what was drafted, in these rows: it was right."""
+        self._written = [one + (row in right) for row, one in enumerate(self._written)]
+        rows = torch.tensor([row in right for row in range(len(self._written))])
         rows = rows.to(self._at.device)
-        self._index += 1
         self._at = self._at + rows
         assert self._previous is not None
         self._previous = torch.where(rows, tokens.to(rows.device), self._previous)
@@ -303,6 +311,7 @@ class Stepper:
     def select(self, index: Tensor) -> None:
         """Keep the rows `index` of every stream, of the rule's state and of what is drafted."""
         self._together.select(index)
+        self._written = [self._written[row] for row in index.tolist()]
         if self.drafter is not None:
             self.drafter.select(index.tolist())
         if self.host:

@@ -171,11 +171,9 @@ class Stream:
             self._prefilled = self._read(new, counted)[:, -1]
         return self._prefilled
 
-    def close_gaps(self, *, trim: bool) -> None:
-        """Move padding inside rows to their left; `trim` drops what is then padding in all."""
-        order = left_padded(self.mask)
-        least = int((self.mask == 0).sum(-1).min()) if trim else 0
-        order = order[:, least:]
+    def close_gaps(self) -> None:
+        """Move padding inside rows to their left, and drop what is then padding in all of them."""
+        order = left_padded(self.mask)[:, int((self.mask == 0).sum(-1).min()) :]
         self.ids, self.mask = self.ids.gather(1, order), self.mask.gather(1, order)
         if self._cache is not None:
             _hf.reorder_positions(self._cache, order)

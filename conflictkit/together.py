@@ -142,16 +142,18 @@ class Together:
         for one in self._streams:
             one.forget(kept)
         self._gaps += kept.shape[1]
-        if self._gaps > _GAPS or _hf.has_windows(self._model):
+        if self._gaps > _GAPS or _hf.counts_columns(self._model):
             self._close_gaps()
 
     def _close_gaps(self) -> None:
         """Move padding out of the rows to their left, where a sliding window does not count it."""
         self._gaps = 0
-        if self._merged is not None:
-            _hf.reorder_positions(self._merged, left_padded(self._merged_mask()))
+        order = None if self._merged is None else left_padded(self._merged_mask())
         for one in self._streams:
-            one.close_gaps(trim=self._merged is None)
+            one.close_gaps()
+        if order is not None:
+            width = max(one.mask.shape[1] for one in self._streams)
+            _hf.reorder_positions(self._merged, order[:, -width:])
 
     def _chosen(self, best: Road) -> Road:
         streams, model = self._streams, self._model
@@ -202,7 +204,9 @@ class Together:
     def _packed(self, shares: Sequence[Share], keep: int) -> list[Tensor] | None:
         """None: the model does not attend as a pack needs it; the caches are as they were."""
         assert self._leading is not None
-        before = [_hf.copy_cache(one.cache) for one in shares]
+        # What the caches held is kept once in a model's life: it is as large as they are.
+        known = _ATTENDS.get(self._model, False)
+        before = [] if known else [_hf.copy_cache(one.cache) for one in shares]
         with self._riding(shares):
             restore = counts()
             try:
@@ -211,9 +215,11 @@ class Together:
                         self._model, shares, keep=keep, accepted=self._accepted
                     )
             except Exception as error:
+                if known:
+                    raise
                 for one, cache in zip(self._streams, before, strict=True):
                     one.cache = cache
-                if _ATTENDS.get(self._model, False) or not _hf_packed.is_refusal(error):
+                if not _hf_packed.is_refusal(error):
                     raise
                 restore()
                 _ATTENDS[self._model] = False

@@ -70,7 +70,7 @@ def test_every_option_reaches_the_model(ask: Callable[..., dict]) -> None:
     assert len(set(drawn)) > 1
     greedy = ask("--context", CONTEXT)
     beams = ask("--context", CONTEXT, "--num-beams", 3)
-    assert beams["score"] >= greedy["score"]
+    assert beams["score"] >= greedy["score"] - 1e-5  # wider batches round otherwise
     cut = ask("--context", CONTEXT, "--stop", greedy["tokens"][-1]["text"])
     assert cut["finish_reason"] == "stop"
 

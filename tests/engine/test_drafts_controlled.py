@@ -18,6 +18,7 @@ from conflictkit.gates import Gate
 from conflictkit.interventions.contrast import Rule
 from conflictkit.interventions.directions import Directions
 from conflictkit.per_row import PerRow
+from conflictkit.stepping import Host
 from conflictkit.together import Road
 from conflictkit.types import Mix
 from tests.engine.drafted import (
@@ -103,9 +104,7 @@ CONTROLS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "what", some(CONTROLS, "decides late", "hysteresis", "marker", "gated edit")
-)
+@pytest.mark.parametrize("what", some(CONTROLS, "decides late", "hysteresis", "marker"))
 def test_controllers_act_where_they_would(what: str) -> None:
     hf, rows = llama(VOCAB, seed=4), repeating(0)
     control, accepted, met = control_of(what, hf, rows), 0, set()
@@ -162,11 +161,32 @@ def test_a_batch_of_several_methods(road: Road) -> None:
             assert ids_of(alone)[0] == ids_of(wanted)[3]
 
 
+def test_what_cannot_be_drafted_is_refused() -> None:
+    hf, rows = llama(VOCAB), repeating(0)
+    host = Host(torch.tensor([[3]]), 2, (), lambda ids, _: torch.zeros(len(ids), dtype=torch.bool))
+    refused: list[dict[str, Any]] = [
+        {"num_beams": 2}, {"processors": [lambda _, logits: logits]}, {"host": host},
+    ]  # fmt: skip
+    for options in refused:
+        with pytest.raises(InvalidParameterError, match="chosen token by token: leave out beams"):
+            run_of(hf, "cad", rows, 2, **options)
+        assert run_of(hf, "cad", rows, None, **options).drafter is None  # no draft is worth it
+        assert run_of(hf, "cad", rows, 0, **options).drafter is None
+    assert run_of(hf, "cad", rows, 0).drafter is None
+    assert run_of(hf, "cad", rows, None).drafter is not None
+
+
 # Probes
+
+REST: list[dict[str, Any]] = [{}, {"at": "prompt"}]
 
 
 @pytest.mark.parametrize("kind", some(KINDS, "residual"))
-@pytest.mark.parametrize("parts", [{}, {"release": 0.3}, {"at": "prompt"}], ids=str)
+@pytest.mark.parametrize(
+    "parts",
+    [{"release": 0.3}, *(pytest.param(one, marks=pytest.mark.slow) for one in REST)],
+    ids=str,
+)
 def test_probes_read_what_they_would(parts: dict[str, Any], kind: str) -> None:
     hf, rows = llama(VOCAB, seed=4), repeating(0)
     before = hooks(hf)
@@ -226,12 +246,10 @@ PLACED = {
 }  # fmt: skip
 
 
-EDITED = (*PLACED, "spare generated", "spare all")
+EDITED = some((*PLACED, "spare generated", "spare all"), "caa last_prompt", "spare generated")
 
 
-@pytest.mark.parametrize(
-    "what", some(EDITED, "caa last_prompt", "caa generated", "spare generated")
-)
+@pytest.mark.parametrize("what", EDITED)
 def test_edits_act_at_their_places(what: str, tmp_path: Path) -> None:
     hf, rows = llama(VOCAB, seed=4), repeating(0)
     spare = f"{spec_of('spare', tmp_path)}&positions={what.partition(' ')[2]}"

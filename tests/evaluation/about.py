@@ -12,7 +12,7 @@ class About(float):
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, float) and math.isclose(self, other, rel_tol=1e-4, abs_tol=1e-5)
+        return isinstance(other, float) and math.isclose(self, other, rel_tol=1e-3, abs_tol=1e-5)
 
 
 def rounded(value: Any) -> Any:

@@ -1,0 +1,128 @@
+"""An evaluation over prompts that were read before: the same rows, and the same costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conflictkit.evaluation import evaluate, shared
+from conflictkit.evaluation.shared import PromptsRead
+from conflictkit.prompt_cache import PromptCache
+from conflictkit.types import Case
+from tests.evaluation.runner.conftest import case, closed, rows
+
+METHODS = "plain,memory,adacad,cad"
+DOCUMENT = "It is green, as everybody said who had ever been there before the war."
+FEW: dict[str, Any] = {"max_new_tokens": 4, "batch_size": 2}
+
+
+@pytest.fixture
+def cases() -> list[Case]:
+    """Questions about one document, about documents of their own, about none, and one twice."""
+    same = [case(number, contexts=(DOCUMENT,)) for number in range(4)]
+    twice = case(5, contexts=(DOCUMENT,), question=same[0].question)
+    return [*same, twice, case(6), case(7), closed(8)]
+
+
+def like(value: Any) -> Any:
+    """Up to rounding, and without what follows from it in the last digits kept."""
+    if isinstance(value, dict):
+        return {name: like(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [like(one) for one in value]
+    return pytest.approx(value, rel=2e-3, abs=2e-3) if isinstance(value, float) else value
+
+
+def used(kept: PromptCache, model: Any) -> PromptCache:
+    """A cache with something in it already."""
+    model.ask("What else?", max_new_tokens=1, cache=kept)
+    return kept
+
+
+def test_the_same_rows_whatever_is_kept(model: Any, cases: list[Case], tmp_path: Path) -> None:
+    kept = used(PromptCache(), model)
+    for name, cache in {"own": None, "tiny": PromptCache(1), "one": kept, "two": kept}.items():
+        before = (kept.tokens_read, kept.tokens_reused)
+        evaluate(model, cases, METHODS, tmp_path / name, cache=cache, **FEW)
+        found = rows(tmp_path / name)
+        if name == "own":
+            wanted = found
+        assert found == like(wanted)
+        if name == "two":
+            # Not a token of a prompt was read again.
+            assert kept.tokens_read == before[0]
+            assert kept.tokens_reused - before[1] > before[0]
+    prompts = [model.prompts(one.question, one.contexts or None).values() for one in cases]
+    assert kept.tokens_read < sum(len(one.ids) for several in prompts for one in several)
+
+
+@pytest.mark.xfail(reason="an empty cache counts as none")
+@pytest.mark.parametrize("most", [1, 1 << 30])
+def test_a_cache_that_is_given_empty_is_used(
+    model: Any, cases: list[Case], tmp_path: Path, most: int
+) -> None:
+    kept = PromptCache(most)
+    evaluate(model, cases, METHODS, tmp_path, cache=kept, **FEW)
+    assert kept.tokens_read > 0
+    assert (len(kept) > 0) == (most > 1)
+
+
+# What it costs
+
+
+def test_a_prompt_costs_what_reading_all_of_it_takes() -> None:
+    read = PromptsRead(PromptCache())
+    assert read.seconds("context", 5.0, 100, 100) == 5.0
+    assert read.seconds("context", 0.01, 0, 100) == 5.0
+    assert read.seconds("context", 0.01, 0, 40) == 2.0
+    # A few tokens tell less of the speed than many.
+    assert read.seconds("context", 1.0, 24, 100) == 5.0
+    assert read.seconds("context", 1.0, 25, 100) == 4.0
+    assert read.seconds("context", 9.0, 1, 10) == 9.0
+    assert read.seconds("memory", 0.5, 10, 10) == 0.5
+
+
+@pytest.fixture
+def clock(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A second for every token that the model reads, for what the evaluation takes."""
+    now = [0.0]
+
+    def reads(_: Any, __: Any, named: dict[str, Any]) -> None:
+        now[0] += named["input_ids"].numel()
+
+    hook = model.model.register_forward_pre_hook(reads, with_kwargs=True)
+    monkeypatch.setattr(shared, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    yield now
+    hook.remove()
+
+
+def seconds(model: Any, cases: list[Case], folder: Path, kept: PromptCache | None) -> list[float]:
+    run = evaluate(
+        model, cases, METHODS, folder, cache=kept, batch_size=1, max_new_tokens=1
+    )  # fmt: skip
+    return [result.cost.seconds for result in run.results]
+
+
+def test_costs_do_not_shrink_because_prompts_are_kept(
+    model: Any, cases: list[Case], tmp_path: Path, clock: Any
+) -> None:
+    found = {
+        one.id: seconds(model, [one], tmp_path / one.id, None) for one in cases
+    }  # each by itself: all of it is read
+    alone = [value for values in found.values() for value in values]
+    together = evaluate(
+        model, cases, METHODS, tmp_path / "all", batch_size=1, max_new_tokens=1
+    ).results
+    assert sum(one.cost.seconds for one in together) == pytest.approx(sum(alone))
+
+
+@pytest.mark.xfail(reason="a run that reads nothing knows no rate")
+def test_costs_do_not_shrink_because_another_run_has_read_the_prompts(
+    model: Any, cases: list[Case], tmp_path: Path, clock: Any
+) -> None:
+    kept = used(PromptCache(), model)
+    first = seconds(model, cases, tmp_path / "one", kept)
+    assert seconds(model, cases, tmp_path / "two", kept) == pytest.approx(first)
