@@ -88,7 +88,7 @@ class StaticStep:
     ) -> None:
         device = model.get_input_embeddings().weight.device
         self.capacities, self.rows = tuple(capacities), rows
-        self._model = model
+        self.model = model
         self._configs = led_configs(model) or {}
         self._name = f"static-{next(_NUMBERS)}"
         sizes = [rows] * len(capacities)
@@ -179,7 +179,7 @@ class StaticStep:
     def _pass(self, tokens: Tensor) -> Tensor:
         for stream, mask in enumerate(self._masks):
             mask.index_fill_(1, self._cursors[stream : stream + 1], True)
-        logits = self._model(
+        logits = self.model(
             input_ids=tokens,
             position_ids=self._positions,
             past_key_values=self._cache,
@@ -216,7 +216,7 @@ class StaticStep:
 
 
 class Steps:
-    """Compiled steps of a model that no run holds, so that the next one that fits takes them over.
+    """Compiled steps that no run holds, so that the next one that fits takes them over.
 
     Threads may share it; each run holds a step of its own.
     """
@@ -239,7 +239,7 @@ class Steps:
         rows = len(masks[0])
         found = None
         for one in tuple(self._idle):
-            if (one.capacities, one.rows) == (capacities, rows):
+            if one.model is model and (one.capacities, one.rows) == (capacities, rows):
                 self._idle.remove(one)
                 found = one
                 break

@@ -13,19 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from asked import Figures, asked, has, size, spread
 from peers import LABELS, WAYS
 from store import OUT
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 MARK = "<!-- says -->"
-Figures = Mapping[str, Any]
 
-MOST_PASSES = 1.0
-MOST_COPIED = 0.6
-MOST_SECONDS = 1.0
-LEAST_SCORED = 0.9
-MOST_TENSORS = 0
-MOST_MEMORY = 0.01
 
 WORDS = {
     "generate": "transformers' `generate`, one stream",
@@ -71,7 +65,7 @@ def page(found: Mapping[str, Figures]) -> Iterator[str]:
     yield ""
     yield "| what | asked | measured | |"
     yield "|---|---|---|---|"
-    yield from _asked(found, cells)
+    yield from asked(found, cells)
     yield ""
     if cells:
         yield "![What a token costs beside one plain stream](images/speed.png)"
@@ -89,11 +83,7 @@ def _cells(generate: Figures) -> list[Figures]:
     """The cells that were measured, in order."""
     every = generate.get("cells", {}).values()
     measured = [one for one in every if "ways" in one]
-    return sorted(measured, key=lambda one: (one["device"], one["shape"], *_size(one)))
-
-
-def _size(cell: Figures) -> tuple[int, int]:
-    return cell["context"], cell["batch"]
+    return sorted(measured, key=lambda one: (one["device"], one["shape"], *size(one)))
 
 
 def _machines(found: Mapping[str, Figures], cells: list[Figures]) -> Iterator[str]:
@@ -114,73 +104,6 @@ def _machine(one: Figures) -> str:
     )
 
 
-def _asked(found: Mapping[str, Figures], cells: list[Figures]) -> Iterator[str]:
-    """A line for each figure that is asked for."""
-    passes = [one["ways"]["packed"]["passes_per_token"] for one in cells if _has(one, "packed")]
-    yield _line(
-        "passes over the weights per token, AdaCAD, `packed` (`sequential`: 2)",
-        f"at most {MOST_PASSES:.0f}",
-        f"{max(passes):.2f}" if passes else None,
-        bool(passes) and max(passes) <= MOST_PASSES,
-    )
-    copied, score, leaks = found["copying"], found["score"], found["leaks"]
-    per = copied["passes_per_token"]["drafted"] if copied else 0
-    yield _line(
-        "passes per token where answers copy, AdaCAD, `drafts='auto'`",
-        f"at most {MOST_COPIED}",
-        f"{per:.2f} over {copied['counted']} answers" if copied else None,
-        per <= MOST_COPIED,
-    )
-    over = copied.get("drafted_over_generate_same")
-    yield _line(
-        "their seconds, relative to plain `generate` where both answer alike",
-        f"at most {MOST_SECONDS}",
-        f"{_spread(over)} over {over['of']} answers" if over else None,
-        bool(over) and over["median"] <= MOST_SECONDS,
-    )
-    yield _line(
-        "their tokens with and without drafts",
-        "the same",
-        f"{copied['same_as_undrafted']} of {copied['counted']} the same" if copied else None,
-        bool(copied) and copied["same_as_undrafted"] == copied["counted"],
-    )
-    share = score.get("scored_over_bare")
-    yield _line(
-        "tokens per second of scoring a corpus, relative to two bare passes",
-        f"at least {LEAST_SCORED}",
-        f"{_spread(share)} ({score['shape']})" if share else None,
-        bool(share) and share["median"] >= LEAST_SCORED,
-    )
-    grown = leaks.get("tensors_grown", 0)
-    behind = f"live tensors, from the tenth to the last of {leaks.get('answers', '')} answers"
-    yield _line(
-        behind if leaks else "live tensors, from the tenth answer on",
-        f"{MOST_TENSORS} more",
-        f"{grown} more" if leaks else None,
-        grown <= MOST_TENSORS,
-    )
-    memory = leaks.get("memory_grown", 0)
-    yield _line(
-        "resident memory, likewise",
-        f"less than {MOST_MEMORY:.0%} more",
-        f"{memory:.1%} more" if leaks else None,
-        memory < MOST_MEMORY,
-    )
-
-
-def _line(what: str, asked: str, measured: str | None, reached: bool) -> str:
-    verdict = "" if measured is None else "reached" if reached else "**not reached**"
-    return f"| {what} | {asked} | {measured or 'not measured'} | {verdict} |"
-
-
-def _has(cell: Figures, way: str) -> bool:
-    return way in cell["ways"]
-
-
-def _spread(one: Figures, digits: int = 2) -> str:
-    return f"{one['median']:.{digits}f} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
-
-
 def _prefills(cells: Mapping[str, Figures]) -> Iterator[str]:
     yield "## Reading the prompts"
     yield ""
@@ -196,7 +119,7 @@ def _prefills(cells: Mapping[str, Figures]) -> Iterator[str]:
             times["plain"] = "the context stream's"
         yield (
             f"| {_named(one)} | {one['context']} | {times['plain']} | {times['context']} | "
-            f"{times['memory']} | {_spread(one['over_plain'])} |"
+            f"{times['memory']} | {spread(one['over_plain'])} |"
         )
     yield ""
 
@@ -225,7 +148,7 @@ def _large(cells: list[Figures]) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for cell in cells:
-        ways = [way for way in WAYS if _has(cell, way)]
+        ways = [way for way in WAYS if has(cell, way)]
         for number, way in enumerate(ways):
             figures = cell["ways"][way]
             where = (_named(cell), cell["context"], cell["batch"]) if not number else ("", "", "")
@@ -237,7 +160,7 @@ def _large(cells: list[Figures]) -> Iterator[str]:
             yield (
                 f"| {where[0]} | {where[1]} | {where[2]} | {LABELS[way]} | "
                 f"{1e3 * figures['seconds_per_token']['median']:.1f} | "
-                f"{_spread(figures['over_plain']) if way != 'plain' else '1'} | "
+                f"{spread(figures['over_plain']) if way != 'plain' else '1'} | "
                 f"{figures['passes_per_token']:.2f} | {f'{cache:.2f}' if cache else 'none'} | "
                 f"{speed:.1f} ({share:.0%}) | {f'{accepted:.2f}' if drafts else ''} |"
             )
@@ -297,14 +220,14 @@ def _copied(copied: Figures) -> Iterator[str]:
         over = copied["over_generate"][way]
         yield (
             f"| {words} | {1e3 * copied['seconds'][way]['median']:.0f} | "
-            f"{_spread(over) if way != 'generate' else '1'} | "
+            f"{spread(over) if way != 'generate' else '1'} | "
             f"{copied['passes_per_token'][way]:.2f} |"
         )
     yield ""
     yield (
         f"Drafted AdaCAD relative to conflictkit's one stream: "
-        f"{_spread(copied['drafted_over_plain'])}; to AdaCAD without drafts: "
-        f"{_spread(copied['drafted_over_adacad'])}; "
+        f"{spread(copied['drafted_over_plain'])}; to AdaCAD without drafts: "
+        f"{spread(copied['drafted_over_adacad'])}; "
         f"{copied['accepted_per_pass']:.1f} accepted tokens per pass. In "
         f"{copied['same_as_generate']} of {copied['counted']} questions `generate` gives the same "
         "answer."
@@ -335,7 +258,7 @@ def plot(cells: Mapping[str, Figures], file: Path) -> None:
     models = list(dict.fromkeys(map(_named, measured)))
     batches = sorted({one["batch"] for one in measured})
     lengths = sorted({one["context"] for one in measured})
-    drawn = [w for w in WAYS if w not in ("plain", "reread") and any(_has(c, w) for c in measured)]
+    drawn = [w for w in WAYS if w not in ("plain", "reread") and any(has(c, w) for c in measured)]
     colours = dict(zip(drawn, pyplot.get_cmap("tab10").colors, strict=False))
     made, axes = pyplot.subplots(
         len(models), len(batches), figsize=(3.3 * len(batches), 2.9 * len(models)),
@@ -345,7 +268,7 @@ def plot(cells: Mapping[str, Figures], file: Path) -> None:
         for place, batch in zip(row, batches, strict=True):
             own = [one for one in measured if (_named(one), one["batch"]) == (model, batch)]
             for way, colour in colours.items():
-                some = sorted((c for c in own if _has(c, way)), key=lambda c: c["context"])
+                some = sorted((c for c in own if has(c, way)), key=lambda c: c["context"])
                 ratios = [one["ways"][way]["over_plain"] for one in some]
                 middle = [one["median"] for one in ratios]
                 reach = [

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 import conflictkit as ck
 from conflictkit._hf_compiled import Steps, check_static
