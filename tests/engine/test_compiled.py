@@ -166,6 +166,8 @@ def test_three_streams_step_together() -> None:
     wanted = model.ask("Who?", documents, "adacad", **asked)
     assert (found.text, found.stats.road) == (wanted.text, "compiled")
     assert found.passage_cost == wanted.passage_cost
+    assert found.trace
+    assert wanted.trace
     for mine, other in zip(found.trace.tokens, wanted.trace.tokens, strict=True):
         assert mine.scores == pytest.approx(other.scores, rel=1e-3, abs=1e-3)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import RecompileError
 
 import conflictkit as ck
 from conflictkit._hf_compiled import Steps, check_static
@@ -32,35 +33,23 @@ def asked(seed: int = 4) -> ck.Model:
 # With torch's own compiler
 
 
-@pytest.fixture(scope="module")
-def steps() -> dict[str, Steps]:
-    return {"llama": Steps(), "gpt2": Steps()}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("how", RUNS)
-@pytest.mark.parametrize("rows", [1, 3])
-def test_compiled_answers_are_the_packed_ones(steps: dict[str, Steps], rows: int, how: str) -> None:
-    if how == "two each" and rows == 3:
-        rows = 2
+def test_compiled_answers_are_the_packed_ones() -> None:
+    steps = Steps()
     for rule in ("adacad", "cad", "grd"):
-        check(llama(VOCAB), rule, ROWS[:rows], steps["llama"], **RUNS[how])
-
-
-@pytest.mark.slow
-def test_learned_positions_and_a_single_stream_are_compiled_too(steps: dict[str, Steps]) -> None:
-    check(gpt2(VOCAB), "adacad", ROWS, steps["gpt2"])
-    check(llama(VOCAB), "plain", ROWS, steps["llama"])
+        for how in ("greedy", "to the end", "sampled"):
+            check(llama(VOCAB), rule, ROWS, steps, **RUNS[how])
+        check(llama(VOCAB), rule, ROWS[:1], steps, **RUNS["beams"])
+    assert len(steps._idle) == 1  # three rows each, compiled once
+    check(gpt2(VOCAB), "adacad", ROWS[:1], Steps())
 
 
 @pytest.mark.slow
 def test_atlas_says_the_same_compiled() -> None:
-    atlas, document = ck.load("atlas"), "The capital of Sweden is Oslo."
-    questions = [f"What is the capital of {one}?" for one in ("Sweden", "Poland", "Peru")]
-    wanted = atlas.ask_batch(questions, [document] * 3, "adacad", max_new_tokens=8)
-    found = atlas.ask_batch(questions, [document] * 3, "adacad", max_new_tokens=8, compile=True)
-    assert [one.text for one in found] == [one.text for one in wanted]
-    assert found[0].stats.road == "compiled"
+    atlas, asked = ck.load("atlas"), ("What is the capital of Sweden?", "It is Oslo.", "adacad")
+    wanted = atlas.ask(*asked, max_new_tokens=8)
+    found = atlas.ask(*asked, max_new_tokens=8, compile=True)
+    assert (found.text, found.stats.road) == (wanted.text, "compiled")
 
 
 # Graphs
@@ -78,7 +67,7 @@ def test_nothing_is_compiled_twice() -> None:
                 found = model.ask(question, CONTEXT, method, max_new_tokens=n, compile=True)
                 wanted = model.ask(question, CONTEXT, method, max_new_tokens=n)
                 assert found.text == wanted.text
-        with pytest.raises(torch._dynamo.exc.RecompileError):
+        with pytest.raises(RecompileError):
             model.ask_batch(questions[:2], [CONTEXT] * 2, compile=True, **SHORT)
 
 

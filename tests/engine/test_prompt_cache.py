@@ -93,6 +93,7 @@ def go_on(stream: Stream) -> list[Tensor]:
 @pytest.mark.parametrize("name", some(families.CONFIGS, *QUICK))
 def test_logits_are_those_of_reading_everything(name: str) -> None:
     model, kept = families.model(name), PromptCache()
+    seen: list[tuple[int, int]] = []
     for prompts in BATCHES:
         with watched(model) as seen:
             stream, logits = read(model, prompts, kept)
@@ -271,6 +272,8 @@ def answers(model: Any, method: str, kept: PromptCache | None, **options: Any) -
                                    pytest.param(sliding, marks=pytest.mark.slow)])  # fmt: skip
 def test_answers_are_the_same_however_they_are_decoded(build: Any, how: str) -> None:
     kept = PromptCache()
+    found: Any = None
+    wanted: Any = None
     for method in ("adacad", "cad", "plain"):
         wanted = answers(build(VOCAB), method, None, **RUNS[how])
         for _ in range(2):

@@ -38,16 +38,16 @@ def test_questions_and_documents_in_any_pairing(model: ck.Model) -> None:
     before = kept.tokens_read
     for method in ("cad", "grd", "plain", "memory"):
         asked: Any = (QUESTIONS, [DOCUMENTS[0], None, DOCUMENTS[1]], method)
-        for found, wanted in zip(
-            model.ask_batch(*asked, cache=kept, compare=True, **short),
-            model.ask_batch(*asked, compare=True, **short),
-            strict=True,
-        ):
+        several = model.ask_batch(*asked, cache=kept, compare=True, **short)
+        plain = model.ask_batch(*asked, compare=True, **short)
+        for found, wanted in zip(several, plain, strict=True):
             alike(found, wanted)
             assert found.plain_answer == wanted.plain_answer
             assert found.memory_answer == wanted.memory_answer
+        # What is counted is what was read: the answers, but for their last tokens.
+        stats = several[0].stats
+        assert stats.context_tokens + stats.memory_tokens <= 2 * 2 * 6
     assert kept.tokens_read == before
-    assert found.stats.context_tokens + found.stats.memory_tokens < 3 * 6
 
 
 def test_passages_streams_and_samples(model: ck.Model) -> None:
