@@ -2,7 +2,8 @@
 the host, which on a GPU becomes a CUDA graph.
 
 A `StaticStep` belongs to a number of streams, of rows and of positions. It is made once, and taken
-over by the runs that fit it one after the other, so that nothing is compiled again.
+over by the runs that fit it one after the other, so that nothing is compiled again. While a step
+runs, no other thread may use the model.
 """
 
 from __future__ import annotations
@@ -37,13 +38,18 @@ def check_static(model: Any) -> None:
     why = (
         "is compiled already" if _hf.is_compiled(model)
         else "has layers whose state or positions cannot be kept in a fixed place"
-        if binds_rows(model) or led_configs(model) is None
+        if binds_rows(model) or led_configs(model) is None or _latent(model)
         else "has sliding windows" if _hf.has_windows(model)
         else "" if names - {None} == {"sdpa"}
         else "does not attend by 'sdpa': use model.set_attn_implementation('sdpa')"
     )  # fmt: skip
     if why:
         raise UnsupportedError(f"compile=True: {type(model).__name__} {why}")
+
+
+def _latent(model: Any) -> bool:
+    """Whether keys are made longer, or otherwise changed, behind the cache."""
+    return getattr(model.config.get_text_config(), "kv_lora_rank", None) is not None
 
 
 class _Keys:
@@ -148,6 +154,7 @@ class StaticStep:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append `tokens` `[rows]` to every stream; `[streams, rows, vocab]` logits after them."""
+        from torch._dynamo.exc import TorchDynamoException
         from transformers import AttentionInterface
 
         every = tokens.repeat(len(self.capacities))[:, None]
@@ -160,6 +167,11 @@ class StaticStep:
                     config._attn_implementation_internal = self._name
                 with self._limit:
                     logits = self._compiled(every)
+            except TorchDynamoException as error:
+                raise UnsupportedError(
+                    f"compile=True: torch cannot compile {type(self.model).__name__}, or no "
+                    f"further size of it: {str(error).splitlines()[0]}"
+                ) from error
             finally:
                 for key, name in before.items():
                     self._configs[key]._attn_implementation_internal = name

@@ -141,7 +141,8 @@ def _sample(run: Stepper) -> Generator[Event, None, list[list[Answer]]]:
         if run.drafter is None:
             run.advance(torch.tensor(newest, device=tokens.device))
         else:
-            room = [run.decoding.max_new_tokens - len(answers[r][s].ids) - 1 for r, s in places]
+            columns, most = run.room_ahead(), run.decoding.max_new_tokens - 1
+            room = [min(most - len(answers[r][s].ids), columns) for r, s in places]
             drafts = [run.drafter.draft(row, left) for row, left in enumerate(room)]
             run.advance_ahead(newest, drafts)
         right = [0] * len(places)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from conflictkit import _hf
+from conflictkit._hf_packed import binds_rows
 from conflictkit.errors import InvalidParameterError
 from conflictkit.interventions._hooks import ACTIVE
 from conflictkit.streams import Stream
@@ -115,7 +116,7 @@ class PromptCache:
     def serves(self, stream: Stream) -> bool:
         """Whether a stream's prompts may be taken from here and put here."""
         edited = stream.is_changed or bool(ACTIVE.get())
-        cached = stream.cache is not None and not _hf.has_recurrent_layers(stream.model)
+        cached = stream.cache is not None and not binds_rows(stream.model)
         return cached and not edited
 
     def read(self, stream: Stream) -> Tensor:

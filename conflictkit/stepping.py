@@ -12,7 +12,7 @@ from torch import Tensor
 from conflictkit._hf_compiled import Steps
 from conflictkit._hf_packed import binds_rows
 from conflictkit.detectors import Detector
-from conflictkit.drafting import Drafter
+from conflictkit.drafting import LONGEST, Drafter
 from conflictkit.errors import InvalidParameterError, LogitsError, UnsupportedError
 from conflictkit.interventions.contrast import mix
 from conflictkit.passages import SourceLog
@@ -161,6 +161,7 @@ class Stepper:
         self._logits: dict[str, Tensor] = {}
         self._seen: dict[str, Tensor] = {}
         self._state: Mapping[str, Tensor] = {}
+        self._widths = [one.ids.shape[1] for one in self.streams.values()]
         self._written = [0] * self.batch  # tokens of each row's answer
         self._previous: Tensor | None = None
         # With drafts: the logits behind every token of the newest pass, and where each row is.
@@ -271,6 +272,19 @@ class Stepper:
         self._at = torch.zeros(len(rows), dtype=torch.long, device=device)
         self._previous = ids[:, 0]
         self._here()
+
+    def room_ahead(self) -> int:
+        """How many tokens may be drafted so that no stream takes more columns than without drafts:
+        a model's window may hold no more."""
+
+        def left() -> int:
+            most = self.decoding.max_new_tokens
+            streams = zip(self.streams.values(), self._widths, strict=True)
+            return min(width + most - one.mask.shape[1] for one, width in streams)
+
+        if left() <= LONGEST:
+            self._together.close_gaps()
+        return left() - 1
 
     def accept(self, right: Collection[int], tokens: Tensor) -> None:
         """Go on with what was drafted, in these rows: it was right."""

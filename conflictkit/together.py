@@ -27,7 +27,7 @@ from conflictkit import _hf, _hf_compiled, _hf_packed
 from conflictkit._hf_compiled import Steps
 from conflictkit._hf_packed import RefusedError, Share, riding
 from conflictkit.errors import UnsupportedError
-from conflictkit.interventions._hooks import counts, on_attention
+from conflictkit.interventions._hooks import ACTIVE, counts, on_attention
 from conflictkit.interventions.attending import Leading
 from conflictkit.streams import Stream, left_padded
 
@@ -143,10 +143,11 @@ class Together:
             one.forget(kept)
         self._gaps += kept.shape[1]
         if self._gaps > _GAPS or _hf.counts_columns(self._model):
-            self._close_gaps()
+            self.close_gaps()
 
-    def _close_gaps(self) -> None:
-        """Move padding out of the rows to their left, where a sliding window does not count it."""
+    def close_gaps(self) -> None:
+        """Move padding out of the rows to their left, where a sliding window does not count it, and
+        drop what is padding in all of them (a longer row may have ended)."""
         self._gaps = 0
         order = None if self._merged is None else left_padded(self._merged_mask())
         for one in self._streams:
@@ -171,6 +172,10 @@ class Together:
     def _stepped(self, tokens: Tensor, mask: Tensor, counted: int) -> list[Tensor]:
         if tokens.shape[1] > 1:
             raise UnsupportedError("a compiled step appends one token at a time")
+        if ACTIVE.get():
+            raise UnsupportedError(
+                "compile=True: an edit is attached, which a compiled graph leaves out: detach it"
+            )
         if self._static is None:
             assert self._steps is not None
             caches = [one.cache for one in self._streams]

@@ -8,7 +8,6 @@ back what it is given.
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -109,9 +108,9 @@ def test_answers_are_those_of_the_packed_step(build: Any, rows: int, how: str) -
 
 
 REFUSED = ("bloom", "codegen", "falcon-40b", "falcon-7b", "gemma2", "gemma3", "gemma3n", "gpt-neo",
-           "gpt-oss", "gptj", "llama4", "mistral", "mpt", "qwen3-next", "xglm")  # fmt: skip
-WRONG = pytest.mark.xfail(reason="attends to keys it never wrote, and says nothing of it")
-FAMILIES = [one for one in (*families.CONFIGS, *FAR) if one not in (*REFUSED, "deepseek-v3")]
+           "gpt-oss", "gptj", "llama4", "mistral", "mpt", "qwen3-next", "xglm",
+           "deepseek-v3")  # fmt: skip
+FAMILIES = [one for one in (*families.CONFIGS, *FAR) if one not in REFUSED]
 
 
 def steps_of(model: Any, steps: Steps | None) -> tuple[str, list[Tensor]]:
@@ -126,7 +125,7 @@ def steps_of(model: Any, steps: Steps | None) -> tuple[str, list[Tensor]]:
 
 @pytest.mark.parametrize(
     "name",
-    [*some(FAMILIES, "llama", "opt", "olmo2"), pytest.param("deepseek-v3", marks=WRONG)],
+    some(FAMILIES, "llama", "opt", "olmo2"),
 )
 @pytest.mark.usefixtures("written")
 def test_a_family_that_is_not_refused_computes_the_packed_logits(name: str) -> None:
@@ -199,6 +198,36 @@ def test_the_next_run_takes_a_step_over_and_nothing_of_the_last_one(left: str) -
     alone = run_of(model, "plain", ROWS, steps)
     said(alone)
     assert static_of(alone) is not static
+
+
+@pytest.mark.xfail(reason="the step still holds float32")
+@pytest.mark.usefixtures("written")
+def test_a_model_of_another_precision_by_now_gets_a_step_of_its_own() -> None:
+    model, steps = built(families.CONFIGS["llama"]()), Steps()
+    said(run_of(model, "cad", ROWS, steps))
+    gc.collect()
+    check(model.double(), "cad", ROWS, steps)
+
+
+@pytest.mark.xfail(reason="of two that find it one fails: it is not in the list any more")
+@pytest.mark.usefixtures("written")
+def test_a_step_that_another_thread_takes_meanwhile_is_left_to_it() -> None:
+    class Wanted(StaticStep):
+        """Gone as soon as somebody looks at its size."""
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "rows" and self in steps._idle:
+                steps._idle.remove(self)
+            return super().__getattribute__(name)
+
+    model, steps = llama(64), Steps()
+    Together(opened(model, [(4,), (3,)]), steps=steps, room=2).step(torch.tensor([5]))
+    gc.collect()
+    (one,) = steps._idle
+    one.__class__ = Wanted
+    again = Together(opened(model, [(4,), (3,)]), steps=steps, room=2)
+    again.step(torch.tensor([5]))
+    assert static_of(again) is not one
 
 
 @pytest.mark.usefixtures("written")
@@ -287,39 +316,6 @@ def test_the_model_is_as_it_was_afterwards_and_after_an_error(
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     check(model, "cad", ROWS, Steps())
     assert settings_of(model) == before
-
-
-@pytest.mark.xfail(reason="all threads look up the same config")
-def test_another_thread_attends_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, found = llama(VOCAB), []
-    ids = torch.tensor([[0, 5, 6, 7]])
-    wanted = model(ids).logits
-
-    def beside() -> None:
-        with torch.no_grad():
-            found.append(torch.allclose(model(ids).logits, wanted, atol=1e-4))
-
-    def compiled(step: Any, **_: Any) -> Any:
-        def meanwhile(tokens: Tensor) -> Tensor:
-            threads.append(threading.Thread(target=quiet))
-            threads[-1].start()
-            threads[-1].join(1)  # it may also wait for its turn
-            return step(tokens)
-
-        return meanwhile
-
-    def quiet() -> None:
-        try:
-            beside()
-        except Exception:
-            found.append(False)
-
-    threads: list[threading.Thread] = []
-    monkeypatch.setattr(torch, "compile", compiled)
-    said(run_of(model, "cad", ROWS[:1], Steps(), max_new_tokens=3, end_ids=()))
-    for one in threads:
-        one.join()
-    assert found == [True, True]
 
 
 SYNCS = (

@@ -93,14 +93,15 @@ def go_on(stream: Stream) -> list[Tensor]:
 @pytest.mark.parametrize("name", some(families.CONFIGS, *QUICK))
 def test_logits_are_those_of_reading_everything(name: str) -> None:
     model, kept = families.model(name), PromptCache()
-    seen: list[tuple[int, int]] = []
+    forwards = -1
     for prompts in BATCHES:
         with watched(model) as seen:
             stream, logits = read(model, prompts, kept)
-        assert (stream.forwards, stream.tokens) == (len(seen), sum(tokens for _, tokens in seen))
+        forwards = stream.forwards
+        assert (forwards, stream.tokens) == (len(seen), sum(tokens for _, tokens in seen))
         plain, wanted = read(model, prompts, None)
         near([logits, *go_on(stream)], [wanted, *go_on(plain)])
-    assert not seen
+    assert forwards == 0  # all of the last batch was kept
     whole = sum(len(row) for rows in BATCHES for row in rows)
     assert kept.tokens_reused > whole / 2
 
@@ -132,7 +133,6 @@ def _crossing() -> Any:
     return transformers.Phi3Config(**config)
 
 
-@pytest.mark.xfail(reason="keys that depend on how long everything is are kept and taken over")
 @pytest.mark.parametrize("name", ["dynamic rope", "longrope"])
 def test_what_depends_on_the_length_of_all_is_not_taken_over(name: str) -> None:
     config = _crossing() if name == "longrope" else BY_LENGTH[name]()

@@ -36,6 +36,8 @@ def size(ids: Any) -> int:
 def held(kept: PromptCache) -> int:
     """Bytes that stay in memory for what is kept."""
     tensors = [t for one in kept.entries for pair in (*one.layers, (one.logits,)) for t in pair]
+    # None is a view of something larger.
+    assert all(t.untyped_storage().nbytes() == t.nbytes for t in tensors)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
@@ -72,6 +74,7 @@ def test_the_least_recently_used_go_first_and_the_bound_holds_at_every_moment() 
     hook.remove()
     assert all(told == real <= bound for told, real in moments)
     assert max(told for told, _ in moments) > 0.8 * bound
+    assert {ids for _, ids in kept._begins.values()} <= {one.ids for one in kept.entries}
 
 
 def test_a_beginning_that_is_taken_over_has_been_used() -> None:
@@ -113,7 +116,7 @@ def test_clear_lets_go_of_everything() -> None:
     read(model, [DOC, OTHER], kept)
     gone = [weakref.ref(one.layers[0][0]) for one in kept.entries]
     kept.clear()
-    assert (len(kept), kept.bytes, kept.entries) == (0, 0, [])
+    assert (len(kept), kept.bytes, kept.entries, kept._begins) == (0, 0, [], {})
     assert not any(one() is not None for one in gone)
     assert passes(model, [DOC + ASKED[0]], kept) == [(1, 45)]
     assert kept.tokens_read == 77 + 45
@@ -191,6 +194,24 @@ def test_threads_may_share_it() -> None:
         sys.setswitchinterval(before)
     assert not failed, failed
     assert kept.bytes == held(kept) == sum(one.bytes for one in kept.entries)
+
+
+def test_nothing_is_changed_without_the_lock() -> None:
+    class Watched(OrderedDict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            held.append(lock._is_owned())
+            super().__setitem__(key, value)
+
+        def pop(self, *given: Any) -> Any:
+            held.append(lock._is_owned())
+            return super().pop(*given)
+
+    kept, held = PromptCache(size(DOC)), list[bool]()
+    lock: Any = kept._lock
+    kept._kept = Watched()
+    for row in (DOC, OTHER):
+        read(llama(VOCAB), [row], kept)
+    assert held == [True] * 3
 
 
 # Edits
