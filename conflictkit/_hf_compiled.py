@@ -154,7 +154,6 @@ class StaticStep:
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append `tokens` `[rows]` to every stream; `[streams, rows, vocab]` logits after them."""
-        from torch._dynamo.exc import TorchDynamoException
         from transformers import AttentionInterface
 
         every = tokens.repeat(len(self.capacities))[:, None]
@@ -167,7 +166,9 @@ class StaticStep:
                     config._attn_implementation_internal = self._name
                 with self._limit:
                     logits = self._compiled(every)
-            except TorchDynamoException as error:
+            except Exception as error:
+                if not type(error).__module__.startswith("torch._dynamo"):
+                    raise
                 raise UnsupportedError(
                     f"compile=True: torch cannot compile {type(self.model).__name__}, or no "
                     f"further size of it: {str(error).splitlines()[0]}"

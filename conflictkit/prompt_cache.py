@@ -20,7 +20,7 @@ from torch import Tensor
 from conflictkit import _hf
 from conflictkit._hf_packed import binds_rows
 from conflictkit.errors import InvalidParameterError
-from conflictkit.interventions._hooks import ACTIVE
+from conflictkit.interventions._hooks import any_at_work
 from conflictkit.streams import Stream
 
 _BLOCK = 16
@@ -115,7 +115,7 @@ class PromptCache:
 
     def serves(self, stream: Stream) -> bool:
         """Whether a stream's prompts may be taken from here and put here."""
-        edited = stream.is_changed or bool(ACTIVE.get())
+        edited = stream.is_changed or any_at_work()
         cached = stream.cache is not None and not binds_rows(stream.model)
         return cached and not edited
 

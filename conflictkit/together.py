@@ -27,7 +27,7 @@ from conflictkit import _hf, _hf_compiled, _hf_packed
 from conflictkit._hf_compiled import Steps
 from conflictkit._hf_packed import RefusedError, Share, riding
 from conflictkit.errors import UnsupportedError
-from conflictkit.interventions._hooks import ACTIVE, counts, on_attention
+from conflictkit.interventions._hooks import any_at_work, counts, on_attention
 from conflictkit.interventions.attending import Leading
 from conflictkit.streams import Stream, left_padded
 
@@ -172,7 +172,7 @@ class Together:
     def _stepped(self, tokens: Tensor, mask: Tensor, counted: int) -> list[Tensor]:
         if tokens.shape[1] > 1:
             raise UnsupportedError("a compiled step appends one token at a time")
-        if ACTIVE.get():
+        if any_at_work():
             raise UnsupportedError(
                 "compile=True: an edit is attached, which a compiled graph leaves out: detach it"
             )

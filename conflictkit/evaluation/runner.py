@@ -139,7 +139,8 @@ def evaluate(
         if not folder.finished:
             folder.add((), aside)
             writer = Writer(model, decoding.stop, top)
-            run = _Runner(model, groups, decoding, folder, writer, cache or PromptCache())
+            cache = PromptCache() if cache is None else cache
+            run = _Runner(model, groups, decoding, folder, writer, cache)
             run.all(ready, sizes, progress)
         done = load_run(out)
         # A crash may have come between the figures and the word that the run is finished.

@@ -36,6 +36,11 @@ def _running() -> list[Any]:
     return [one for reference in ACTIVE.get() if (one := reference()) is not None]
 
 
+def any_at_work() -> bool:
+    """Whether some edit is attached in this context."""
+    return any(one.on for one in _running())
+
+
 def counts() -> Callable[[], None]:
     """What takes the counts of the edits at work back to where they are now."""
     before = [(one, one.count) for one in _running()]

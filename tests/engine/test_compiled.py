@@ -76,7 +76,9 @@ def check(model: Any, rule: str, rows: Any, steps: Steps, **options: Any) -> lis
             assert one.score == pytest.approx(two.score, rel=1e-4, abs=1e-4)
             for this, that in zip(one.records, two.records, strict=True):
                 assert this.scores == pytest.approx(that.scores, rel=1e-3, abs=1e-3)
-    assert found[0][0].stats.road == "compiled"
+    stats, plain = found[0][0].stats, wanted[0][0].stats
+    assert stats.road == "compiled"
+    assert (stats.forwards, stats.passes) == (plain.forwards, plain.passes)
     return found
 
 
@@ -274,11 +276,14 @@ def test_as_many_tokens_fit_as_there_is_room_for(length: int, room: int, capacit
 def test_an_answer_may_fill_its_room_to_the_last_position() -> None:
     model = llama(VOCAB)
     rows = reference.pairs(3, VOCAB, [(ROOM - 30, 4)])
-    for extra in (0, 1):  # the context prompt has ROOM - 25 tokens
-        run = run_of(model, "cad", rows, Steps(), max_new_tokens=25 + extra, end_ids=())
+    steps, seen = Steps(), set()
+    for extra in (0, 0, 1, 1):  # the context prompt has ROOM - 25 tokens
+        run = run_of(model, "cad", rows, steps, max_new_tokens=25 + extra, end_ids=())
         packed = run_of(model, "cad", rows, None, max_new_tokens=25 + extra, end_ids=())
         assert said(run) == said(packed)
         assert static_of(run).capacities == ((1 + extra) * ROOM, ROOM)
+        seen.add(id(static_of(run)))
+    assert len(seen) == 2
 
 
 # Nothing else is touched

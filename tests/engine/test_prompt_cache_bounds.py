@@ -202,7 +202,7 @@ def test_nothing_is_changed_without_the_lock() -> None:
             held.append(lock._is_owned())
             super().__setitem__(key, value)
 
-        def pop(self, *given: Any) -> Any:
+        def pop(self, *given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             held.append(lock._is_owned())
             return super().pop(*given)
 

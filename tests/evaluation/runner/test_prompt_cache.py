@@ -58,7 +58,6 @@ def test_the_same_rows_whatever_is_kept(model: Any, cases: list[Case], tmp_path:
     assert kept.tokens_read < sum(len(one.ids) for several in prompts for one in several)
 
 
-@pytest.mark.xfail(reason="an empty cache counts as none")
 @pytest.mark.parametrize("most", [1, 1 << 30])
 def test_a_cache_that_is_given_empty_is_used(
     model: Any, cases: list[Case], tmp_path: Path, most: int
