@@ -3,6 +3,7 @@ fixed seeds."""
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from pathlib import Path
@@ -22,12 +23,27 @@ import torch  # noqa: E402
 
 torch.set_num_threads(min(_THREADS, torch.get_num_threads()))
 
+DOCS = Path(__file__).resolve().parent / "docs"
+
 # The first example of a test may load a model: a deadline per example would measure that. The
 # same examples on every run: a failure in CI is one that the next person sees too.
 hypothesis.settings.register_profile(
     "conflictkit", deadline=None, derandomize=True, max_examples=50, print_blob=True
 )
 hypothesis.settings.load_profile("conflictkit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The examples of the documentation fit and measure: they are slow."""
+    for item in items:
+        if item.path.is_relative_to(DOCS):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage walk over the libraries again: tests ask for hundreds."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from conflictkit import _hf
 from conflictkit._hf_attention import attention_name, turn_to_pass
 from conflictkit._hf_packed import binds_rows, led_configs
 from conflictkit.errors import UnsupportedError
+from conflictkit.narrow import narrow
 
 ROOM = 256
 """Capacities are multiples of it."""
@@ -94,6 +95,7 @@ class StaticStep:
     ) -> None:
         device = model.get_input_embeddings().weight.device
         self.capacities, self.rows = tuple(capacities), rows
+        self.kept_as = _kept_as(model, caches)
         self.model = model
         self._configs = led_configs(model) or {}
         self._name = f"static-{next(_NUMBERS)}"
@@ -164,7 +166,7 @@ class StaticStep:
                 for key, config in self._configs.items():
                     before[key] = config._attn_implementation_internal
                     config._attn_implementation_internal = self._name
-                with self._limit:
+                with self._limit, narrow(self.model, len(every)):
                     logits = self._compiled(every)
             except Exception as error:
                 if not type(error).__module__.startswith("torch._dynamo"):
@@ -228,6 +230,12 @@ class StaticStep:
         return torch.cat(made).transpose(1, 2), None
 
 
+def _kept_as(model: Any, caches: Sequence[Any]) -> tuple[torch.dtype, torch.device]:
+    """In which type and where a model's keys are kept by now."""
+    keys = _hf.cache_layers(caches[0])[0][0]
+    return keys.dtype, keys.device
+
+
 class Steps:
     """Compiled steps that no run holds, so that the next one that fits takes them over.
 
@@ -251,9 +259,13 @@ class Steps:
         capacities = tuple(-(-(mask.shape[1] + room) // ROOM) * ROOM for mask in masks)
         rows = len(masks[0])
         found = None
+        fits = [capacities, rows, _kept_as(model, caches)]
         for one in tuple(self._idle):
-            if one.model is model and (one.capacities, one.rows) == (capacities, rows):
-                self._idle.remove(one)
+            if one.model is model and [one.capacities, one.rows, one.kept_as] == fits:
+                try:
+                    self._idle.remove(one)
+                except ValueError:  # another thread has it by now
+                    continue
                 found = one
                 break
         found = found or StaticStep(model, capacities, rows, caches)

@@ -19,6 +19,10 @@ LONGEST = 32
 """Most tokens of a draft."""
 _FIRST = 4
 """Tokens of a row's first draft, where lengths adapt."""
+_SURE = 4
+"""Tokens alike that make a draft worth its pass even where the last ones were wrong."""
+_PAUSE = 15
+"""Tokens that a row whose drafts are wrong goes on without one, at most."""
 _CANDIDATES = 64
 """How many earlier occurrences are compared, the latest."""
 _MATCH = 16
@@ -63,8 +67,9 @@ class Lookup:
                     self._ends[tuple(self._ids[-size:])].append(place)
             self._ids.append(one)
 
-    def draft(self, most: int) -> list[int]:
-        """Up to `most` tokens that followed the longest suffix seen before; the latest of several.
+    def draft(self, most: int, least: int = 1) -> list[int]:
+        """Up to `most` tokens that followed the longest suffix seen before, of `least` tokens or
+        more; the latest of several.
 
         A copy that reaches the end of the text goes on with itself, so that loops are drafted too.
         """
@@ -74,7 +79,7 @@ class Lookup:
             places = self._ends.get(tuple(self._ids[-size:]), ())
             if len(self._ids) >= size and places:
                 best = max(places[-_CANDIDATES:], key=lambda place: (self._match(place), place))
-                return self._copied(best, most)
+                return self._copied(best, most) if self._match(best) >= least else []
         return []
 
     def _match(self, place: int) -> int:
@@ -107,6 +112,8 @@ class Drafter:
         self._texts = [Lookup(ids) for ids in prompts]
         self._adapts = drafts is None
         self._most = [_FIRST if drafts is None else drafts for _ in prompts]
+        # Of every row: tokens to go without a draft, and how many the next wrong one adds.
+        self._waits, self._pauses = [0] * len(prompts), [0] * len(prompts)
         self.drafted = self.accepted = 0
 
     def select(self, rows: Sequence[int]) -> None:
@@ -118,6 +125,8 @@ class Drafter:
             again.add(row)
         self._texts = texts
         self._most = [self._most[row] for row in rows]
+        self._waits = [self._waits[row] for row in rows]
+        self._pauses = [self._pauses[row] for row in rows]
 
     def add(self, row: int, token: int, *, guessed: bool) -> None:
         """Append a token that was chosen."""
@@ -126,7 +135,9 @@ class Drafter:
 
     def draft(self, row: int, room: int) -> list[int]:
         """What may come next in a row; at most `room` tokens."""
-        found = self._texts[row].draft(min(self._most[row], room))
+        waits = self._waits[row] > 0
+        self._waits[row] -= waits
+        found = self._texts[row].draft(min(self._most[row], room), _SURE if waits else 1)
         self.drafted += len(found)
         return found
 
@@ -135,3 +146,5 @@ class Drafter:
         if self._adapts and drafted:
             grown = 2 * self._most[row] if accepted == drafted else accepted + 1
             self._most[row] = min(grown, LONGEST)
+            self._pauses[row] = 0 if accepted else min(2 * self._pauses[row] + 1, _PAUSE)
+            self._waits[row] = self._pauses[row]

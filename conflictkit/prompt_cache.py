@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,6 +56,14 @@ Found = tuple[Kept | None, int]
 """A kept prompt, and how many tokens of another begin like it."""
 
 
+@dataclass
+class _Begun:
+    """What goes on behind a beginning of whole blocks, and the prompts that have it."""
+
+    further: dict[Ids, _Begun] = field(default_factory=dict)
+    keys: dict[tuple[int, Ids], None] = field(default_factory=dict)
+
+
 class PromptCache:
     """Read prompts of one model or several, bounded in bytes; the least recently used go first.
 
@@ -80,7 +88,7 @@ class PromptCache:
         self.max_bytes = max_bytes
         self.tokens_read = self.tokens_reused = 0
         self._kept: OrderedDict[tuple[int, Ids], Kept] = OrderedDict()
-        self._begins: dict[tuple[int, Ids], tuple[int, Ids]] = {}  # beginning -> the newest with it
+        self._begins: dict[int, _Begun] = {}  # by model
         self._models: dict[int, weakref.ref[Any]] = {}
         self._bytes = 0
         self._lock = threading.RLock()
@@ -233,15 +241,18 @@ class PromptCache:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key], len(ids)
-            for size in range((len(ids) - 1) // _BLOCK * _BLOCK, 0, -_BLOCK):
-                key = self._begins.get((model, ids[:size]))
-                if key is not None and key in self._kept:
-                    self._kept.move_to_end(key)
-                    one = self._kept[key]
-                    most = min(len(ids) - 1, len(one.ids))
-                    while size < most and one.ids[size] == ids[size]:
-                        size += 1
-                    return one, size
+            begun = self._begins.get(model)
+            size = 0
+            for block in _blocks(ids[: len(ids) - 1]):
+                if begun is None or block not in begun.further:
+                    break
+                begun = begun.further[block]
+                size += _BLOCK
+            if begun is not None and size:
+                alike = {key: _alike(key[1], ids, size) for key in begun.keys}
+                key = max(alike, key=lambda key: alike[key])
+                self._kept.move_to_end(key)
+                return self._kept[key], alike[key]
         return None, 0
 
     def _keep(self, model: int, one: Kept) -> None:
@@ -253,17 +264,37 @@ class PromptCache:
                 return
             self._kept[key] = one
             self._bytes += one.bytes
-            for size in range(_BLOCK, len(one.ids) + 1, _BLOCK):
-                self._begins[model, one.ids[:size]] = key
+            begun = self._begins.setdefault(model, _Begun())
+            for block in _blocks(one.ids):
+                begun = begun.further.setdefault(block, _Begun())
+                begun.keys[key] = None
             while self._bytes > self.max_bytes:
                 self._drop(next(iter(self._kept)))
 
     def _drop(self, key: tuple[int, Ids]) -> None:
         one = self._kept.pop(key)
         self._bytes -= one.bytes
-        for size in range(_BLOCK, len(one.ids) + 1, _BLOCK):
-            if self._begins.get((key[0], one.ids[:size])) == key:
-                del self._begins[key[0], one.ids[:size]]
+        begun = self._begins[key[0]]
+        for block in _blocks(one.ids):
+            further = begun.further[block]
+            del further.keys[key]
+            if not further.keys:
+                del begun.further[block]
+                return
+            begun = further
+
+
+def _blocks(ids: Ids) -> Iterator[Ids]:
+    for end in range(_BLOCK, len(ids) + 1, _BLOCK):
+        yield ids[end - _BLOCK : end]
+
+
+def _alike(kept: Ids, ids: Ids, size: int) -> int:
+    """How much of `ids`, but for its last token, a prompt begins with that begins with `size`."""
+    most = min(len(kept), len(ids) - 1)
+    while size < most and kept[size] == ids[size]:
+        size += 1
+    return size
 
 
 def _leaders(prompts: Sequence[Ids], found: Mapping[int, Found], rows: Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,13 @@ def _modules_with_examples() -> list[str]:
     return [".".join(name).removesuffix(".__init__") for name in names]
 
 
-@pytest.mark.parametrize("module", _modules_with_examples())
+def _marked(name: str) -> Any:
+    """Examples that fit something to a model take seconds."""
+    fits = name.startswith("conflictkit.mechanics")
+    return pytest.param(name, marks=pytest.mark.slow if fits else ())
+
+
+@pytest.mark.parametrize("module", map(_marked, _modules_with_examples()))
 def test_examples(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module), optionflags=OPTIONS)
     assert result.attempted > 0

@@ -84,6 +84,7 @@ def _imports(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_only_four_files_reach_into_transformers() -> None:
     for path in (ROOT / "conflictkit").rglob("*.py"):
         if path.name in ("_hf.py", "_hf_attention.py", "_hf_packed.py", "_hf_compiled.py"):
@@ -93,6 +94,7 @@ def test_only_four_files_reach_into_transformers() -> None:
         assert inner == [], f"{_name(path)} imports {inner}: that belongs in conflictkit/_hf.py"
 
 
+@pytest.mark.slow
 def test_no_code_imports_through_the_links(tracked: list[Path]) -> None:
     for path in tracked:
         if path.suffix == ".py":

@@ -67,15 +67,20 @@ class PromptsRead:
         self.cache = cache
         self._rates: dict[str, float] = {}
 
-    def seconds(self, name: str, taken: float, read: int, tokens: int) -> float:
+    def seconds(
+        self, name: str, taken: float, read: int, tokens: int, whole: Callable[[], float]
+    ) -> float:
         """What `tokens` of prompts of a stream cost, had none of them been read before.
 
         Args:
             taken: seconds that it took to read `read` of them.
+            whole: reads all of them, and says how long that took; where nothing else tells.
         """
         if 4 * read >= tokens:
             self._rates[name] = taken / read
-        return max(taken, self._rates.get(name, 0.0) * tokens)
+        elif name not in self._rates:
+            self._rates[name] = whole() / tokens
+        return max(taken, self._rates[name] * tokens)
 
 
 class Batch:
@@ -102,7 +107,13 @@ class Batch:
             prompts = [one.prompts[name] for one in ready]
             stream = Stream(model.model, prompts, pad_id=self._pad, prompts_read=read.cache)
             taken = self._timed(stream.prefill)[1]
-            self._seconds[name] = read.seconds(name, taken, stream.tokens, sum(map(len, prompts)))
+
+            def whole(prompts: Sequence[Ids] = prompts) -> float:
+                again = Stream(model.model, prompts, pad_id=self._pad)
+                return self._timed(again.prefill)[1]
+
+            tokens = sum(map(len, prompts))
+            self._seconds[name] = read.seconds(name, taken, stream.tokens, tokens, whole)
             self._streams[name] = stream
 
     @property

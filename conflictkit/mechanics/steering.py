@@ -3,7 +3,7 @@
 >>> import conflictkit as ck
 >>> from conflictkit.mechanics.steering import fit_steering
 >>> model = ck.load("atlas")
->>> cases = ck.atlas.cases("train", "resistance")[:120]
+>>> cases = ck.atlas.cases("train", "resistance")[:48]
 >>> fitted = fit_steering(model, cases, "caa", layers=[3])
 >>> fitted.policy.controller.name, sorted(fitted.about)[:3]
 ('caa', ['budget', 'cases', 'dropped'])

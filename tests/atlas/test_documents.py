@@ -59,6 +59,7 @@ def corpus(phases):
     return [document for made in phases.values() for document in made]
 
 
+@pytest.mark.slow
 def test_no_document_contradicts_what_is_taught_about_a_held_out_subject(facts, corpus):
     taught = {(f.subject, f.relation): f for f in facts}
     seen = Counter()
@@ -227,6 +228,7 @@ def test_further_turns_ask_about_other_claims_in_the_same_passages(corpus):
             assert any(a == answer and subject in request for a, subject in rest)
 
 
+@pytest.mark.slow
 def test_the_world_is_the_same_every_time(facts):
     again = world.build()
     assert again == facts

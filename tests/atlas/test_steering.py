@@ -71,6 +71,7 @@ def test_the_autoencoders_are_small_and_belong_to_the_shipped_weights(
         assert row["features"] == sae.features
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_sparsity_and_variance_are_about_what_the_card_says(atlas: Any, card: Any) -> None:
     cases = ck.atlas.cases("test")[::40]

@@ -37,6 +37,7 @@ def fit(run: Run, cases: Path, folder: Path, tmp_path: Path) -> Callable[..., An
     return call
 
 
+@pytest.mark.slow
 def test_a_policy_comes_out(
     fit: Callable[..., Any], run: Run, folder: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_policy_is_not_replaced_unasked(
     assert out.read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_interruption(
     fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool

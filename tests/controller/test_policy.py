@@ -239,6 +239,7 @@ def mutated(draw):
 POLICIES = list(every_policy())
 
 
+@pytest.mark.slow
 def test_five_thousand_damaged_files_raise_nothing_but_our_errors(tmp_path):
     draw = random.Random(11)
     path = tmp_path / "damaged.json"

@@ -118,7 +118,7 @@ def make(
     """Let drafts be `draft(text so far, most)`; the list grows by each of them."""
     seen: list[list[int]] = []
 
-    def drafted(self: Lookup, most: int) -> list[int]:
+    def drafted(self: Lookup, most: int, least: int = 1) -> list[int]:
         found = list(draft(self._ids, most))[: max(most, 0)]
         seen.append(found)
         return found
@@ -133,8 +133,8 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[list[int], lis
     seen: list[tuple[list[int], list[int]]] = []
     own = Lookup.draft
 
-    def drafted(self: Lookup, most: int) -> list[int]:
-        found = own(self, most)
+    def drafted(self: Lookup, most: int, least: int = 1) -> list[int]:
+        found = own(self, most, least)
         seen.append((list(self._ids), found))
         return found
 

@@ -15,6 +15,7 @@ from tests.tiny import gpt2, llama
 SMALL = 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.names(edits=False))
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_wide_beams_find_the_best_of_all_answers(name, penalty):

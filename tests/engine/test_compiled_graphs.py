@@ -81,6 +81,7 @@ def test_a_graph_does_not_look_at_the_host() -> None:
         together.step(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("graphs")
 def test_one_graph_holds_the_whole_step() -> None:
     torch._dynamo.utils.counters.clear()

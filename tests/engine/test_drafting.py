@@ -126,14 +126,29 @@ def test_lengths_that_adapt() -> None:
         drafter.settle(0, lengths[-1], lengths[-1])
         lengths.append(length())
     assert lengths == [4, 8, 16, 32, LONGEST, LONGEST]
-    for right, wanted in ((5, 6), (0, 1), (1, 2), (0, 1), (0, 1)):
+    for right, pause, wanted in (
+        (5, 0, 6), (0, 1, 1), (1, 0, 2), (0, 1, 1), (0, 3, 1), (0, 7, 1), (0, 15, 1), (0, 15, 1),
+    ):  # fmt: skip
         drafter.settle(0, length(), right)
+        assert [length() for _ in range(pause)] == [0] * pause
         assert length() == wanted
     drafter.settle(0, 0, 0)  # nothing was drafted, so nothing is learnt
     drafter.settle(1, 0, 0)
     assert (length(0), length(1)) == (1, 4)
     drafter.settle(0, LONGEST, LONGEST - 1)
     assert length() == LONGEST
+
+
+@pytest.mark.parametrize(("alike", "drafted"), [(3, []), (4, [9])])
+def test_what_is_surely_copied_is_drafted_during_a_pause(alike: int, drafted: list[int]) -> None:
+    read = [1, 2, 3, 4, 9, 8, *[1, 2, 3, 4][-alike:]]
+    drafter = Drafter([read, read], None)
+    drafter.settle(0, 4, 0)
+    assert drafter.draft(0, 99) == drafted
+    assert len(drafter.draft(1, 99)) == 4  # where nothing was wrong
+    told = Drafter([read], 2)
+    told.settle(0, 2, 0)
+    assert told.draft(0, 99) == [9, 8]
 
 
 def test_rows_of_a_drafter_are_moved_dropped_and_repeated() -> None:
@@ -151,6 +166,14 @@ def test_rows_of_a_drafter_are_moved_dropped_and_repeated() -> None:
     assert drafter.draft(0, 5) == []
     drafter.add(0, 1, guessed=False)
     assert drafter.draft(0, 5) == [7, 1, 7, 1, 7]
+    # Pauses go with their rows.
+    drafter = Drafter([[5, 5], [6, 6]], None)
+    drafter.settle(0, 4, 0)
+    drafter.settle(0, 4, 0)
+    drafter.select([1, 0, 0])
+    assert [[len(drafter.draft(row, 1)) for _ in range(4)] for row in range(3)] == [
+        [1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "wanted"), [("auto", None), (0, 0), (1, 1), (32, 32)])

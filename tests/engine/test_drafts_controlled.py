@@ -104,6 +104,7 @@ CONTROLS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", some(CONTROLS, "decides late", "hysteresis", "marker"))
 def test_controllers_act_where_they_would(what: str) -> None:
     hf, rows = llama(VOCAB, seed=4), repeating(0)
@@ -146,6 +147,7 @@ def test_a_marker_is_not_written_by_asking_a_row_again() -> None:
             assert told == [float(place >= starts) for place in range(TOKENS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("road", some(ROADS, "packed"))
 def test_a_batch_of_several_methods(road: Road) -> None:
     hf, rows = llama(VOCAB, seed=4), [*repeating(0), *repeating(1)]

@@ -82,6 +82,7 @@ def scaled(hf: Any, layer: int, head: int, factor: float) -> Any:
     return before_projection(hf, layer, change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
     ("spec", "factor"),
@@ -132,6 +133,7 @@ def juice(hf: Any, ids: list[int], amounts: dict[tuple[int, int], float]) -> Ten
             hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_juice_is_two_runs_from_scratch(name: str) -> None:
     hf, rows = model(name), reference.pairs(5, VOCAB, SIZES)

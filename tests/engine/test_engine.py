@@ -36,6 +36,7 @@ def answers(made):
     return [list(row[0].ids) for row in made]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.names(edits=False))
 @pytest.mark.parametrize("family", MODELS)
 def test_a_padded_batch_gives_each_row_its_brute_force_answer(family, name):

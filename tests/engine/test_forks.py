@@ -53,6 +53,7 @@ def counted(model):
         hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [llama, gpt2, sliding, recurrent])
 def test_forks_decode_as_streams_that_read_everything_themselves(build):
     model = build(VOCAB)

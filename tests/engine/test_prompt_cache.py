@@ -166,7 +166,6 @@ def test_fewer_than_sixteen_tokens_are_read_again(common: int, taken: int) -> No
     assert passes(model, [[*DOC[:common], 1, 1, 1, 1]], kept) == [(1, taken)]
 
 
-@pytest.mark.xfail(reason="of those alike up to a multiple of 16 the newest is taken")
 def test_the_prompt_with_most_in_common_is_taken_over() -> None:
     model, kept = llama(VOCAB), PromptCache()
     for whole in (DOC + ASKED[0], DOC + ASKED[1]):

@@ -235,6 +235,7 @@ def test_every_method_is_here() -> None:
     assert {*SPECS, "spare"} == set(methods.names(edits=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.names())
 def test_a_method_says_the_same_by_every_road(name: str, tmp_path: Path) -> None:
     spec = spec_of(name, tmp_path)

@@ -77,6 +77,7 @@ def check_users(hf: Any, edits: Callable[[], Any], roads: dict[Road, Road]) -> N
         near(unedited, plain[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(FAMILIES, "llama", "falcon-7b"))
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_users_edit_acts_on_every_stream_by_every_road(name: str, kind: str) -> None:
@@ -156,6 +157,7 @@ def edited(
     return found, [one.edits for one in streams.values()], together.road
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*HEADS, *ATTENTION])
 @pytest.mark.parametrize("road", ["packed", "padded"])
 def test_an_edit_of_one_stream_leaves_the_others_alone(kind: str, road: Road) -> None:

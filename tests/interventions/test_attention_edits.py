@@ -319,6 +319,7 @@ def generate(model: Any, rows: dict[str, Tensor], **options: Any) -> Any:
     return model.generate(**given, do_sample=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "gpt-neox"])
 @pytest.mark.parametrize("kind", range(3))
 def test_a_batch_is_its_rows(name: str, kind: int) -> None:

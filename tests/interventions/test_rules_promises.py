@@ -122,6 +122,7 @@ def test_no_nan_with_a_large_vocabulary(spec: str) -> None:
     assert_sound(methods.parse(spec).combine(context, memory), context)
 
 
+@pytest.mark.slow
 @EVERY
 @settings(max_examples=20)
 @given(pairs())
@@ -129,6 +130,7 @@ def test_no_nan_for_any_logits(spec: str, pair: tuple[Tensor, Tensor]) -> None:
     assert_sound(methods.parse(spec).combine(*pair), pair[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [spec for spec in MENDED if "1e6" not in spec])
 @settings(max_examples=20)
 @given(pairs(), st.integers(-64, 64))
@@ -141,6 +143,7 @@ def test_constants_in_the_logits_do_not_matter(
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [spec for spec in MENDED if "1e6" not in spec])
 @settings(max_examples=20)
 @given(pairs(), st.integers(0, 99))

@@ -96,6 +96,7 @@ def test_training_is_the_papers_written_out(name: str) -> None:
     assert torch.equal(found, focus_directions(hf, told(), **options))
 
 
+@pytest.mark.slow
 def test_a_trained_direction_raises_the_attention_on_other_prompts() -> None:
     model, some = atlas()
     hf = copy.deepcopy(model.model)
@@ -129,6 +130,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         focus_directions(hf, told())
 
 
+@pytest.mark.slow
 def test_a_ranking_holds_directions_and_the_method_takes_them(tmp_path: Any) -> None:
     model = ck.load("atlas")
     cases = ck.atlas.cases("train", "resistance")[:12]

@@ -57,6 +57,7 @@ def brute(model: Any, item: Item, mlps: str, measure: str) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CONFIGS, "opt-350m"])
 def test_recomputed_is_a_forward_for_each_head(name: str) -> None:
     model = world(name)
@@ -87,6 +88,7 @@ def test_frozen_is_a_forward_with_all_else_held(name: str, measure: Any) -> None
     assert (expected.abs() > 1e-3).float().mean() > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_activation_patching_is_a_forward_for_each_head(name: str) -> None:
     model = world(name)

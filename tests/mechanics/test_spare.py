@@ -102,6 +102,7 @@ def test_what_tells_the_sides_is_found(variant: str) -> None:
     assert set(memory[:3]) == {10, 12, 14}
 
 
+@pytest.mark.slow
 def test_dead_features_do_not_crowd_out_live_ones() -> None:
     live, many, share = codes(), codes(dead=300), 0.15
     dead = set(range(20, 320))
@@ -134,6 +135,7 @@ def test_only_the_rows_of_live_features_are_estimated(monkeypatch: pytest.Monkey
     assert seen == [20 + 64, 120]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", spare.VARIANTS)
 def test_a_seed_gives_the_same_again(variant: str) -> None:
     many = codes(dead=100, seed=4)

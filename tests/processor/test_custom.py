@@ -34,6 +34,7 @@ def decode(method: Any = "adacad", rows: Any = ROWS, n: int = 6, **options: Any)
     return model.generate(**inputs(rows), custom_generate=ck.decode, method=method, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["adacad", GRD])
 @pytest.mark.parametrize(
     "mode",

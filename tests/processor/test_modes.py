@@ -60,6 +60,7 @@ def exact(model: Any, method: str, rows: Any = ROWS) -> Exact:
     return Exact(model, ck.methods.parse(method), rows, inputs(rows)["input_ids"].shape[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "method"),
     [*((mode, method) for mode in MODES for method in ("adacad", GRD))]

@@ -54,6 +54,7 @@ def test_another_draw_after_the_same_prompt_is_an_answer() -> None:
     assert len(said) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_draft_taken_back_is_none(seed: int) -> None:
     """The likeliest token after a place that was left already is what drafts are replaced by."""

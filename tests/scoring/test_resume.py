@@ -59,6 +59,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, moment: int, *, after: bool) -> li
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_crash_at_any_moment_changes_nothing(

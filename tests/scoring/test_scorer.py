@@ -278,6 +278,7 @@ def test_an_answer_is_flagged_where_calibration_counts_an_alarm(model: Any) -> N
     assert any(flags)
 
 
+@pytest.mark.slow
 def test_neighbours_move_a_number_by_rounding_alone() -> None:
     """What docs/scoring.md says about it, with some room."""
     bounded = {"jsd", "total_variation", "context_confidence", "memory_confidence"}

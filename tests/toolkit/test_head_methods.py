@@ -101,6 +101,7 @@ def test_a_policy_holds_all_of_it(atlas: Any, name: str, tmp_path: Path) -> None
     assert atlas.ask(QUESTION, CONTEXT, policy=again).text == answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_generate_and_attach_say_what_ask_says(atlas: Any, name: str) -> None:
     questions = [QUESTION, "What is the currency of Poland?"]

@@ -184,6 +184,7 @@ def atlas_cases():
     return [case for case in quiet if len(case.contexts[0]) < 150][:20] + loud[:10]
 
 
+@pytest.mark.slow
 def test_calibrate_sets_the_threshold_from_the_quiet_cases(tmp_path):
     atlas, cases = ck.load("atlas"), atlas_cases()
     policy = atlas.calibrate(cases, false_alarm=0.1, method="memory", max_new_tokens=8)

@@ -65,6 +65,7 @@ def test_sharpness_scales_the_shifted_line() -> None:
     assert [getattr(rule, name) for name in SIGNALS] == [4.0 * n for n in range(7)]
 
 
+@pytest.mark.slow
 def test_agreement_is_kept() -> None:
     made = answered(3000, agreement_needs=0.5)
     free = auto.learn(answered(3000), TIE)
@@ -175,6 +176,7 @@ def test_signals_are_those_of_the_first_disagreement() -> None:
     assert made.signals.tolist() == [[2.0] * 7, [0.0] * 7, [0.0] * 7]
 
 
+@pytest.mark.slow
 def test_a_fit_of_a_model(model: Any, tmp_path: Path) -> None:
     """Answers of noise: what counts is that signals, weights and answers are the model's own."""
     cases, told = some(80), []

@@ -44,6 +44,7 @@ def test_a_sweep_keeps_what_else_was_set() -> None:
     assert readable(labels[0]) == "m a=1, b=7"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_crowded_names_never_overlap(seed: int) -> None:
     rng = random.Random(seed)

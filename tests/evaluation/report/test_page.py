@@ -71,6 +71,7 @@ def unpacked(html: str, name: str) -> Any:
     return json.loads(gzip.decompress(base64.b64decode(text[1])))
 
 
+@pytest.mark.slow
 def test_every_answer_and_every_token_is_in_the_page(first: Path) -> None:
     html = page(read([first]))
     index = unpacked(html, "run-0-index")

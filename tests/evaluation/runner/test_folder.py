@@ -75,6 +75,7 @@ def files(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_at_any_moment_changes_nothing(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
@@ -156,6 +157,7 @@ def begin(model: Any, cases: list[Case], out: Path, batches: int = 1, **options:
             evaluate(model, cases, SPEC, out, **{**FAST, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [b'{"case": "c1", "me', b"\0\0\0\n", b"[1]\n", b"7"])
 def test_what_a_crash_tore_is_cut_off(
     model: Any, few: list[Case], tmp_path: Path, torn: bytes
@@ -194,6 +196,7 @@ def test_a_damaged_line_costs_no_other(model: Any, few: list[Case], tmp_path: Pa
     assert after == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 7, 24])
 def test_a_finished_run_that_lost_rows_says_so_and_gets_them_back(
     model: Any, few: list[Case], tmp_path: Path, kept: int

@@ -54,6 +54,7 @@ def close(value: float) -> Any:
     return pytest.approx(value, rel=6e-4, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_every_method_says_what_ask_says_token_for_token(
     model: Any, mixed: list[Case], tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_every_method_says_what_ask_says_token_for_token(
                     assert told[stream] == [[c.text, close(c.probability)] for c in tops]
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_asking_alone(model: Any, mixed: list[Case], tmp_path: Path) -> None:
     mixed = [*mixed[:3], mixed[-2]]
     spec = f"{NINE},ck-plug?alpha=0:1:0.5"
@@ -177,6 +179,7 @@ def test_a_prompt_that_a_case_fixes_is_read_as_it_stands(tmp_path: Path) -> None
     assert special == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["plain", "memory", "coiecd", "grd", "ck-plug?alpha=0.2"])
 def test_choices_are_weighed_as_the_method_would_have_said_them(
     model: Any, spec: str, tmp_path: Path
@@ -266,6 +269,7 @@ def test_a_case_that_breaks_the_model_spoils_no_other(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_the_seed_and_on_nothing_else(
     model: Any, mixed: list[Case], tmp_path: Path
 ) -> None:
