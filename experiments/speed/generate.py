@@ -42,7 +42,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--least", type=int, default=3, help="rounds of a cell at least")
     parser.add_argument("--most", type=int, default=9, help="rounds of a cell at most")
     parser.add_argument(
-        "--memory", type=float, default=100 if cuda else 4, help="GB that a cell may need"
+        "--memory", type=float, default=100 if cuda else 8, help="GB that a cell may need"
     )
     parser.add_argument(
         "--twice", type=int, default=2048, help="longest context that is also read plainly"

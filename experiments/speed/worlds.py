@@ -66,7 +66,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(64, 128, 2, 4, 2, most=1024, vocab=512),
     "0.15B": Shape(768, 2048, 16, 12, 4, most=32_768),
-    "0.5B": Shape(1280, 3584, 24, 20, 4, most=8_192),
+    "0.5B": Shape(1280, 3584, 24, 20, 4, most=32_768),
     "8B": Shape(4096, 14_336, 32, 32, 8, most=131_072, vocab=128_256, dtype=torch.bfloat16),
 }
 

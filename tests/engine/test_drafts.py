@@ -61,15 +61,14 @@ def test_a_method_says_the_same_however_it_is_drafted(
     name: str, family: str, tmp_path: Path
 ) -> None:
     hf, spec = MODELS[family](VOCAB, seed=4), spec_of(name, tmp_path)
-    for rows in (repeating(1), repeating(2)):
-        for batch in (rows, rows[:1]):
-            for decoding in ({}, COOL, HOT):
-                wanted = made(hf, spec, batch, **decoding)
-                for drafts, road in ((1, "sequential"), (3, "padded"), (None, "packed")):
-                    found = made(hf, spec, batch, drafts, road, **decoding)
-                    stats = same(found, wanted)
-                    taken = "sequential" if road == "padded" and name in ATTENDS else road
-                    assert stats.road in (taken, "single")
+    for batch in (repeating(1), repeating(2)[:1]):
+        for decoding in (COOL, HOT):
+            wanted = made(hf, spec, batch, **decoding)
+            for drafts, road in ((1, "sequential"), (3, "padded"), (None, "packed")):
+                found = made(hf, spec, batch, drafts, road, **decoding)
+                stats = same(found, wanted)
+                taken = "sequential" if road == "padded" and name in ATTENDS else road
+                assert stats.road in (taken, "single")
 
 
 @pytest.mark.parametrize("road", ROADS)
