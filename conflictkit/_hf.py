@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conflictkit import turns
 from conflictkit.narrow import narrow
 
 _POSITIONED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
@@ -39,6 +40,14 @@ def unwrapped(model: Any) -> Any:
     inner = getattr(model, "_orig_mod", model)
     base = getattr(inner, "get_base_model", None)
     return base() if callable(base) else inner
+
+
+def adapters(model: Any) -> frozenset[tuple[bool, tuple[str, ...]]]:
+    """Which of PEFT's adapters act in a model by now: as its layers say, off or on and which."""
+    if not (hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)):
+        return frozenset()
+    told = [one for one in model.modules() if type(getattr(one, "disable_adapters", 0)) is bool]
+    return frozenset((one.disable_adapters, tuple(one.active_adapters)) for one in told)
 
 
 def is_compiled(model: Any) -> bool:
@@ -113,7 +122,11 @@ def tail_logits(
         arguments["position_ids"] = position_ids
     if "logits_to_keep" in names:
         arguments["logits_to_keep"] = keep
-    with torch.no_grad(), narrow(model, input_ids.numel()):
+    with (
+        turns.to_pass([id(unwrapped(model).config)]),
+        torch.no_grad(),
+        narrow(model, input_ids.numel()),
+    ):
         output = model(**arguments, past_key_values=cache, use_cache=cache is not None)
     return output.logits[:, -keep:]
 

@@ -4,9 +4,7 @@ internals. Each assumption has a test of its own."""
 from __future__ import annotations
 
 import inspect
-import threading
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -16,14 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from conflictkit import _hf
+from conflictkit import _hf, turns
 from conflictkit.errors import UnsupportedError
-
-_TURNS = threading.Condition()
-_passes: Counter[int] = Counter()
-_writers: dict[int, int] = {}
-"""By id of a config: packed passes at work, and the thread that has chosen eager attention. Each
-waits for the other, because all threads look up the same config."""
 
 Attend = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 """`[batch, heads, new, head_dim]` queries, mask -> what the model's own attention returns: output
@@ -67,6 +59,17 @@ def lead_attention(config: Any, handler: OnAttention | None) -> None:
     config._attn_implementation_internal = name if handler is None else _Led(_OURS + name)
 
 
+def enter_names(names: Iterable[str]) -> None:
+    """Enter what `lead_attention` would, so that it changes no table any more: a compiled graph is
+    made anew where one grows."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    for name in names:
+        for table in (AttentionInterface, AttentionMaskInterface):
+            if _OURS + name not in table() and name in table():
+                table.register(_OURS + name, table()[name])
+
+
 class _Led(str):
     """A name of ours in a config; copies and pickles of the config hold the model's own."""
 
@@ -97,7 +100,7 @@ def written_out(model: Any) -> Iterator[None]:
         for key, one in configs.items()
         if isinstance(name := getattr(one, "_attn_implementation_internal", None), str)
     }
-    with _turn_to_write(before):
+    with turns.to_write(before):
         names = {key: configs[key]._attn_implementation_internal for key in before}
         if any(name.startswith(_OURS) for name in names.values()):
             raise UnsupportedError("an edit of this model's attention is attached: detach it first")
@@ -108,44 +111,6 @@ def written_out(model: Any) -> Iterator[None]:
         finally:
             for key, name in names.items():
                 configs[key]._attn_implementation_internal = name
-
-
-@contextmanager
-def _turn_to_write(keys: Collection[int]) -> Iterator[None]:
-    me = threading.get_ident()
-
-    def free() -> bool:
-        return all(not _passes[key] and _writers.get(key, me) == me for key in keys)
-
-    with _TURNS:
-        _TURNS.wait_for(free)
-        mine = [key for key in keys if key not in _writers]
-        _writers.update(dict.fromkeys(mine, me))
-    try:
-        yield
-    finally:
-        with _TURNS:
-            for key in mine:
-                del _writers[key]
-            _TURNS.notify_all()
-
-
-@contextmanager
-def turn_to_pass(keys: Collection[int]) -> Iterator[None]:
-    """Keep others from choosing eager attention for the configs with these ids meanwhile."""
-    me = threading.get_ident()
-    with _TURNS:
-        _TURNS.wait_for(lambda: all(_writers.get(key, me) == me for key in keys))
-        _passes.update(list(keys))
-    try:
-        yield
-    finally:
-        with _TURNS:
-            _passes.subtract(list(keys))
-            for key in keys:
-                if not _passes[key]:
-                    del _passes[key]
-            _TURNS.notify_all()
 
 
 @cache

@@ -3,39 +3,38 @@ the host, which on a GPU becomes a CUDA graph.
 
 A `StaticStep` belongs to a number of streams, of rows and of positions. It is made once, and taken
 over by the runs that fit it one after the other, so that nothing is compiled again. While a step
-runs, no other thread may use the model.
+runs, other threads that pass through the model by conflictkit wait.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, functional
 
-from conflictkit import _hf
-from conflictkit._hf_attention import attention_name, turn_to_pass
-from conflictkit._hf_packed import binds_rows, led_configs
+from conflictkit import _hf, turns
+from conflictkit._hf_attention import attention_name, enter_names
+from conflictkit._hf_packed import KERNELS, binds_rows, led_configs
 from conflictkit.errors import UnsupportedError
 from conflictkit.narrow import narrow
 
 ROOM = 256
-"""Capacities are multiples of it."""
+"""Capacities are multiples of it; long ones are rounded up further, by at most a quarter."""
 _NUMBERS = itertools.count()
-_IDLE = 4
+IDLE = 8
 """Steps that wait for a run; each holds caches of its size."""
-_RECOMPILES = 64
-"""Shapes that one process may compile; torch's own limit is 8."""
 
 
 def check_static(model: Any) -> None:
     """Raise `UnsupportedError` if the packed step of a model cannot be compiled."""
-    names = {
-        attention_name(one) for one in _hf.unwrapped(model).modules() if hasattr(one, "config")
-    }
+    inner = _hf.unwrapped(model)
+    with turns.to_pass([id(inner.config)]):
+        names = {attention_name(one) for one in inner.modules() if hasattr(one, "config")}
     why = (
         "is compiled already" if _hf.is_compiled(model)
         else "has layers whose state or positions cannot be kept in a fixed place"
@@ -116,13 +115,16 @@ class StaticStep:
                         for one, capacity in zip(tensors, capacities, strict=True)
                     ]
                 )
+        enter_names(KERNELS)
         import torch._dynamo as dynamo
 
         for one in self._tensors():
             dynamo.mark_static_address(one)
-        self._limit = dynamo.config.patch(recompile_limit=_RECOMPILES)
         mode = "reduce-overhead" if device.type == "cuda" else None
-        self._compiled = torch.compile(self._pass, fullgraph=True, dynamic=False, mode=mode)
+        own = _own(StaticStep._pass, self._name)
+        self._compiled = torch.compile(
+            MethodType(own, self), fullgraph=True, dynamic=False, mode=mode
+        )
 
     @property
     def bytes(self) -> int:
@@ -160,20 +162,21 @@ class StaticStep:
 
         every = tokens.repeat(len(self.capacities))[:, None]
         before = {}
-        with turn_to_pass(self._configs), torch.no_grad():
+        alone = turns.to_write({*self._configs, id(_hf.unwrapped(self.model).config)})
+        with alone, torch.no_grad():
             AttentionInterface.register(self._name, self._attend)
             try:
                 for key, config in self._configs.items():
                     before[key] = config._attn_implementation_internal
                     config._attn_implementation_internal = self._name
-                with self._limit, narrow(self.model, len(every)):
+                with narrow(self.model, len(every)):
                     logits = self._compiled(every)
             except Exception as error:
                 if not type(error).__module__.startswith("torch._dynamo"):
                     raise
                 raise UnsupportedError(
-                    f"compile=True: torch cannot compile {type(self.model).__name__}, or no "
-                    f"further size of it: {str(error).splitlines()[0]}"
+                    f"compile=True: torch cannot compile {type(self.model).__name__}: "
+                    f"{str(error).splitlines()[0]}"
                 ) from error
             finally:
                 for key, name in before.items():
@@ -230,6 +233,19 @@ class StaticStep:
         return torch.cat(made).transpose(1, 2), None
 
 
+def _own(function: Any, name: str) -> Any:
+    """The same function with a code object of its own: torch keeps what it has compiled, and how
+    often, by code, and lets go of it with the code."""
+    code = function.__code__.replace(co_name=name)
+    return FunctionType(code, function.__globals__, name, None, function.__closure__)
+
+
+def _capacity(length: int) -> int:
+    """Positions to keep for a length, such that few capacities serve all lengths."""
+    step = max(ROOM, 2 ** (length.bit_length() - 3))
+    return -(-length // step) * step
+
+
 def _kept_as(model: Any, caches: Sequence[Any]) -> tuple[torch.dtype, torch.device]:
     """In which type and where a model's keys are kept by now."""
     keys = _hf.cache_layers(caches[0])[0][0]
@@ -256,7 +272,7 @@ class Steps:
         Args:
             caches, masks: as `StaticStep.take_over`.
         """
-        capacities = tuple(-(-(mask.shape[1] + room) // ROOM) * ROOM for mask in masks)
+        capacities = tuple(_capacity(mask.shape[1] + room) for mask in masks)
         rows = len(masks[0])
         found = None
         fits = [capacities, rows, _kept_as(model, caches)]
@@ -275,4 +291,4 @@ class Steps:
     def give_back(self, step: StaticStep) -> None:
         """Let the next run have it; of many, the latest are kept."""
         self._idle.append(step)
-        del self._idle[:-_IDLE]
+        del self._idle[:-IDLE]

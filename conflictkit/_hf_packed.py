@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from conflictkit import _hf
+from conflictkit import _hf, turns
 from conflictkit._hf_attention import PACK, attention_name
 from conflictkit.errors import ConflictKitError, UnsupportedError
 from conflictkit.narrow import narrow
@@ -271,10 +271,11 @@ def led_configs(model: Any) -> dict[int, Any] | None:
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()) or _hf.is_compiled(model):
         return None
     found = {}
-    for module in _hf.unwrapped(model).modules():
-        name = attention_name(module) if hasattr(module, "config") else None
-        if name is not None:
-            if name not in KERNELS:
-                return None
-            found[id(module.config)] = module.config
+    with turns.to_pass([id(_hf.unwrapped(model).config)]):
+        for module in _hf.unwrapped(model).modules():
+            name = attention_name(module) if hasattr(module, "config") else None
+            if name is not None:
+                if name not in KERNELS:
+                    return None
+                found[id(module.config)] = module.config
     return found or None

@@ -8,7 +8,6 @@ chosen, token by token, and no more.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -51,12 +50,22 @@ class Lookup:
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._ids = list(ids)
-        # Where a token, or a pair of them, ended before: index of what follows.
+        # Where a token, or a pair of them, ended before: index of what follows. What the text began
+        # with is shared by its copies.
+        self._began: dict[tuple[int, ...], list[int]] = defaultdict(list)
         self._ends: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for place, one in enumerate(self._ids[:-1]):
-            self._ends[one,].append(place + 1)
+            self._began[one,].append(place + 1)
         for place, pair in enumerate(pairwise(self._ids[:-1])):
-            self._ends[pair].append(place + 2)
+            self._began[pair].append(place + 2)
+
+    def copy(self) -> Lookup:
+        """The same text, which goes its own way."""
+        other = Lookup(())
+        other._ids, other._began = list(self._ids), self._began
+        for key, places in self._ends.items():
+            other._ends[key] = list(places)
+        return other
 
     def extend(self, ids: Sequence[int]) -> None:
         """Append to the text."""
@@ -76,9 +85,12 @@ class Lookup:
         if most < 1 or not self._ids:
             return []
         for size in (2, 1):
-            places = self._ends.get(tuple(self._ids[-size:]), ())
+            last = tuple(self._ids[-size:])
+            places = self._ends.get(last, [])[-_CANDIDATES:]
+            if len(places) < _CANDIDATES:
+                places = self._began.get(last, [])[len(places) - _CANDIDATES :] + places
             if len(self._ids) >= size and places:
-                best = max(places[-_CANDIDATES:], key=lambda place: (self._match(place), place))
+                best = max(places, key=lambda place: (self._match(place), place))
                 return self._copied(best, most) if self._match(best) >= least else []
         return []
 
@@ -121,7 +133,7 @@ class Drafter:
         again: set[int] = set()
         texts = []
         for row in rows:
-            texts.append(copy.deepcopy(self._texts[row]) if row in again else self._texts[row])
+            texts.append(self._texts[row].copy() if row in again else self._texts[row])
             again.add(row)
         self._texts = texts
         self._most = [self._most[row] for row in rows]

@@ -47,7 +47,8 @@ class _Turned(TorchFunctionMode):
             values, weight, *bias = args
             rows = values.numel() // max(values.shape[-1], 1)
             plain = type(values) is Tensor and type(weight) in (Tensor, torch.nn.Parameter)
-            if plain and rows <= MOST and weight.dim() == 2 and weight.numel() >= _LEAST:
+            large = weight.dim() == 2 and weight.numel() >= _LEAST
+            if plain and large and 0 < rows <= MOST and not torch.is_autocast_enabled("cpu"):
                 made = torch.mm(weight, values.reshape(rows, -1).t()).t()
                 if bias and bias[0] is not None:
                     made = made + bias[0]

@@ -18,7 +18,7 @@ from conflictkit.interventions.edited import EditRule, SpARE, SteeredRule
 from conflictkit.interventions.ranking import HeadRanking
 from conflictkit.per_row import PerRow
 from conflictkit.policy import PARTS, Policy, choose_rows
-from conflictkit.prompt_cache import PromptCache
+from conflictkit.prompt_cache import PromptCache, check_cache
 from conflictkit.prompts import PromptTemplate
 from conflictkit.sampling import Decoding
 from conflictkit.stepping import Processor
@@ -106,15 +106,15 @@ def resolve(
         raise InvalidParameterError("template must be a conflictkit.prompts.PromptTemplate")
     wording["truncate"] = given.pop("truncate", False)
     rankings, probe = _rankings(given), _probe(given)
-    cache = given.pop("cache", None)
-    if not isinstance(cache, PromptCache | None):
-        raise InvalidParameterError(f"cache must be a PromptCache, not {type(cache).__name__}")
+    cache = check_cache(given.pop("cache", None))
     compiled = given.pop("compile", False)
     if not isinstance(compiled, bool):
         raise InvalidParameterError(f"compile must be True or False, not {compiled!r}")
     road, drafts = given.pop("road", "packed"), check_drafts(given.pop("drafts", 0))
     if road not in ROADS:
         raise unknown_name("road", road, ROADS)
+    if compiled and road != "packed":
+        raise InvalidParameterError(f"compile=True is a road of its own: leave out road={road!r}")
     decoding = _decoding(given)
     policies = _policies(method, given, rows)
     wording["max_new_tokens"] = decoding.max_new_tokens

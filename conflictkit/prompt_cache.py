@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,9 @@ class Kept:
     logits: Tensor
 
 
+_Who = tuple[int, Hashable]
+"""Id of a model, and what it computes with by now."""
+
 Found = tuple[Kept | None, int]
 """A kept prompt, and how many tokens of another begin like it."""
 
@@ -61,15 +64,16 @@ class _Begun:
     """What goes on behind a beginning of whole blocks, and the prompts that have it."""
 
     further: dict[Ids, _Begun] = field(default_factory=dict)
-    keys: dict[tuple[int, Ids], None] = field(default_factory=dict)
+    kept: dict[int, Kept] = field(default_factory=dict)  # by id
 
 
 class PromptCache:
     """Read prompts of one model or several, bounded in bytes; the least recently used go first.
 
-    Pass it to `Model.ask` and its like (`cache=`), or to `Stream`. Nothing is taken from it or put
-    into it where activations are edited, for recurrent models, and without a key-value cache.
-    Change a model's weights, and it has to be cleared. Threads may share it.
+    Pass it to `Model.ask` and its like, and to `evaluate` (`cache=`). Nothing is taken from it or
+    put into it where conflictkit edits activations, for recurrent models, and without a key-value
+    cache. It knows models apart, and a model's precision, device and PEFT adapters; after any other
+    change (weights, hooks of your own) it has to be cleared. Threads may share it.
 
     Args:
         max_bytes: most bytes of keys, values and logits to hold.
@@ -87,8 +91,8 @@ class PromptCache:
             raise InvalidParameterError(f"max_bytes must be a whole number, not {max_bytes!r}")
         self.max_bytes = max_bytes
         self.tokens_read = self.tokens_reused = 0
-        self._kept: OrderedDict[tuple[int, Ids], Kept] = OrderedDict()
-        self._begins: dict[int, _Begun] = {}  # by model
+        self._kept: OrderedDict[tuple[_Who, Ids], Kept] = OrderedDict()
+        self._begins: dict[_Who, _Begun] = {}
         self._models: dict[int, weakref.ref[Any]] = {}
         self._bytes = 0
         self._lock = threading.RLock()
@@ -138,7 +142,7 @@ class PromptCache:
 
         Side effects: fills the stream's cache and counters, and this cache.
         """
-        model = self._number(stream.model)
+        model = self._who(stream.model)
         prompts = stream.rows()
         whole: dict[int, Kept] = {}
         passes = counted = 0
@@ -221,17 +225,18 @@ class PromptCache:
             made[row] = Kept(prompts[row], size, layers, own)
         return made, sum(map(len, rest))
 
-    def _number(self, model: Any) -> int:
+    def _who(self, model: Any) -> _Who:
         number = id(model)
+        weight = model.get_input_embeddings().weight
         with self._lock:
             known = self._models.get(number)
             if known is None or known() is not model:
-                for key in [key for key in self._kept if key[0] == number]:
+                for key in [key for key in self._kept if key[0][0] == number]:
                     self._drop(key)  # of a model that is gone
                 self._models[number] = weakref.ref(model)
-        return number
+        return number, (weight.dtype, weight.device, _hf.adapters(model))
 
-    def _find(self, model: int, ids: Ids) -> tuple[Kept | None, int]:
+    def _find(self, model: _Who, ids: Ids) -> tuple[Kept | None, int]:
         """The kept prompt that has most in common with the beginning of `ids`, and how much.
 
         All of `ids` only if it is kept whole: the logits after its last token are wanted.
@@ -249,13 +254,13 @@ class PromptCache:
                 begun = begun.further[block]
                 size += _BLOCK
             if begun is not None and size:
-                alike = {key: _alike(key[1], ids, size) for key in begun.keys}
-                key = max(alike, key=lambda key: alike[key])
-                self._kept.move_to_end(key)
-                return self._kept[key], alike[key]
+                sizes = {one: _alike(kept.ids, ids, size) for one, kept in begun.kept.items()}
+                best = max(sizes, key=lambda one: sizes[one])
+                self._kept.move_to_end((model, begun.kept[best].ids))
+                return begun.kept[best], sizes[best]
         return None, 0
 
-    def _keep(self, model: int, one: Kept) -> None:
+    def _keep(self, model: _Who, one: Kept) -> None:
         if one.bytes > self.max_bytes:
             return
         key = (model, one.ids)
@@ -267,21 +272,32 @@ class PromptCache:
             begun = self._begins.setdefault(model, _Begun())
             for block in _blocks(one.ids):
                 begun = begun.further.setdefault(block, _Begun())
-                begun.keys[key] = None
+                begun.kept[id(one)] = one
             while self._bytes > self.max_bytes:
                 self._drop(next(iter(self._kept)))
 
-    def _drop(self, key: tuple[int, Ids]) -> None:
+    def _drop(self, key: tuple[_Who, Ids]) -> None:
         one = self._kept.pop(key)
         self._bytes -= one.bytes
         begun = self._begins[key[0]]
         for block in _blocks(one.ids):
             further = begun.further[block]
-            del further.keys[key]
-            if not further.keys:
+            del further.kept[id(one)]
+            if not further.kept:
                 del begun.further[block]
                 return
             begun = further
+
+
+def check_cache(cache: object) -> PromptCache | None:
+    """A cache, or None.
+
+    Raises:
+        InvalidParameterError: anything else.
+    """
+    if cache is None or isinstance(cache, PromptCache):
+        return cache
+    raise InvalidParameterError(f"cache must be a PromptCache, not {type(cache).__name__}")
 
 
 def _blocks(ids: Ids) -> Iterator[Ids]:

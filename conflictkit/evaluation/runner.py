@@ -29,7 +29,7 @@ from conflictkit.evaluation.shared import Batch, PromptsRead
 from conflictkit.evaluation.writing import Writer
 from conflictkit.plan import has_edits
 from conflictkit.policy import Policy
-from conflictkit.prompt_cache import PromptCache
+from conflictkit.prompt_cache import PromptCache, check_cache
 from conflictkit.scoring.run import Progress
 from conflictkit.scoring.scorer import batches
 from conflictkit.types import Case
@@ -115,6 +115,7 @@ def evaluate(
     sizes = {"batch_size": batch_size, "batch_tokens": batch_tokens, "top": top}
     for name, value in sizes.items():
         _check_whole(name, value)
+    kept = check_cache(cache)
     if isinstance(cases, str | os.PathLike):
         spec = os.fspath(cases)
     given, chosen = check_request(
@@ -139,8 +140,8 @@ def evaluate(
         if not folder.finished:
             folder.add((), aside)
             writer = Writer(model, decoding.stop, top)
-            cache = PromptCache() if cache is None else cache
-            run = _Runner(model, groups, decoding, folder, writer, cache)
+            kept = PromptCache() if kept is None else kept
+            run = _Runner(model, groups, decoding, folder, writer, kept)
             run.all(ready, sizes, progress)
         done = load_run(out)
         # A crash may have come between the figures and the word that the run is finished.

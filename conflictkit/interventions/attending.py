@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from conflictkit import _hf_attention as _hf
+from conflictkit import turns
 from conflictkit.errors import UnsupportedError
 from conflictkit.interventions.places import Pass
 
@@ -100,7 +101,7 @@ class Leading:
     @contextmanager
     def during(self, handler: _hf.OnAttention) -> Iterator[None]:
         """For one pass, which nobody's choice of another attention comes between."""
-        with _hf.turn_to_pass(self._configs):
+        with turns.to_pass(self._configs):
             self.open(handler)
             try:
                 yield

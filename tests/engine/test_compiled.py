@@ -8,17 +8,20 @@ back what it is given.
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import conflictkit as ck
 from conflictkit import engine, methods
-from conflictkit._hf_compiled import ROOM, StaticStep, Steps
+from conflictkit._hf_compiled import IDLE, ROOM, StaticStep, Steps, _capacity
 from conflictkit.controller import Controller
 from conflictkit.errors import UnsupportedError
 from conflictkit.plan import open_streams
@@ -60,8 +63,9 @@ def run_of(model: Any, rule: str, rows: Any, steps: Steps | None, **options: Any
     names = options.pop("names", None)
     streams = open_streams(model, control, prompts, pad_id=2, names=names)
     end_ids = options.pop("end_ids", (1,))
+    road = options.pop("road", "packed")
     return Stepper(streams, control, Decoding(**{"max_new_tokens": 8, **options}),
-                   end_ids=end_ids, decode=str, steps=steps)  # fmt: skip
+                   end_ids=end_ids, decode=str, steps=steps, road=road)  # fmt: skip
 
 
 def check(model: Any, rule: str, rows: Any, steps: Steps, **options: Any) -> list[Any]:
@@ -259,14 +263,49 @@ def test_models_do_not_share_a_step() -> None:
 @pytest.mark.usefixtures("written")
 def test_of_many_steps_the_latest_wait() -> None:
     model, steps = llama(64), Steps()
-    for rows in range(1, 7):
+    for rows in range(1, IDLE + 3):
         together = Together(opened(model, [(4,) * rows]), steps=steps, room=2)
         together.step(torch.full((rows,), 5))
         del together
-    assert [one.rows for one in steps._idle] == [3, 4, 5, 6]
+    assert [one.rows for one in steps._idle] == [*range(3, IDLE + 3)]
+
+
+@pytest.mark.usefixtures("written")
+def test_threads_with_one_model_wait_for_each_other() -> None:
+    model, steps, found = llama(VOCAB), Steps(), dict[int, Any]()
+    before = settings_of(model)
+    how: dict[str, Any] = {"max_new_tokens": 6, "end_ids": ()}
+    ways: list[tuple[str, Any, str]] = [
+        ("cad", steps, "packed"), ("adacad", None, "packed"), ("adacad", steps, "packed"),
+        ("grd", None, "sequential"),
+    ]  # fmt: skip
+    wanted = [said(run_of(model, rule, ROWS, None, **how)) for rule, *_ in ways]
+
+    def work(number: int) -> None:
+        rule, own, road = ways[number]
+        more = {} if own else {"road": road}
+        for _ in range(6):
+            run = run_of(model, rule, ROWS, own, **more, **how)
+            found.setdefault(number, []).append((said(run), run.stats().road))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(ways))]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    for number, (_, own, road) in enumerate(ways):
+        assert found[number] == [(wanted[number], "compiled" if own else road)] * 6
+    assert settings_of(model) == before
 
 
 # Room
+
+
+@given(st.integers(1, 40_000))
+def test_few_capacities_serve_all_lengths(length: int) -> None:
+    found = _capacity(length)
+    assert length <= found < max(length + ROOM, 1.25 * length)
+    assert len({_capacity(one) for one in range(1, 32_768, 64)}) <= 28
 
 
 @pytest.mark.parametrize(("length", "room", "capacity"), [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import pytest
@@ -64,11 +63,14 @@ def test_nothing_is_compiled_twice() -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for question, n in zip(questions, (3, 30, 12), strict=True):
             for method in ("adacad", "cad?alpha=2"):
-                found = model.ask(question, CONTEXT, method, max_new_tokens=n, compile=True)
-                wanted = model.ask(question, CONTEXT, method, max_new_tokens=n)
-                assert found.text == wanted.text
-        with pytest.raises(UnsupportedError, match="no further size"):
-            model.ask_batch(questions[:2], [CONTEXT] * 2, compile=True, **SHORT)
+                one = model.ask(question, CONTEXT, method, max_new_tokens=n, compile=True)
+                other = model.ask(question, CONTEXT, method, max_new_tokens=n)
+                assert one.text == other.text
+        # Another size is another graph.
+        asked_at_once = (questions[:2], [CONTEXT] * 2)
+        found = model.ask_batch(*asked_at_once, compile=True, **SHORT)
+        wanted = model.ask_batch(*asked_at_once, **SHORT)
+        assert [one.text for one in found] == [one.text for one in wanted]
 
 
 @pytest.mark.slow
@@ -93,19 +95,23 @@ def test_one_graph_holds_the_whole_step() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("graphs")
-def test_more_shapes_than_torch_takes_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conflictkit._hf_compiled._RECOMPILES", 4)
-
-    def step(rows: int) -> None:
-        Together(opened(llama(64), [(4,) * rows]), steps=Steps(), room=2).step(
-            torch.full((rows,), 5)
-        )
-
-    with pytest.raises(UnsupportedError, match="no further size"):
-        deque(map(step, range(1, 7)), maxlen=0)
+def test_sizes_of_one_model_do_not_count_for_each_other() -> None:
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for number in range(4):
+            model = llama(64, seed=number % 2)
+            for rows in (1, 2, 3):
+                Together(opened(model, [(4,) * rows]), steps=Steps(), room=2).step(
+                    torch.full((rows,), 5)
+                )
 
 
 # What is refused
+
+
+@pytest.mark.parametrize("road", ["padded", "sequential"])
+def test_another_road_cannot_be_asked_for_too(road: Any) -> None:
+    with pytest.raises(InvalidParameterError, match="compile=True is a road of its own: leave out"):
+        asked().ask(QUESTION, CONTEXT, compile=True, road=road)
 
 
 def check_refused(model: Any, why: str) -> None:

@@ -176,6 +176,19 @@ def test_rows_of_a_drafter_are_moved_dropped_and_repeated() -> None:
     ]  # fmt: skip
 
 
+@given(TEXTS, st.lists(st.tuples(st.integers(0, 2), LETTERS), max_size=30))
+def test_copies_of_a_text_go_their_own_ways(text: list[int], added: list[tuple[int, int]]) -> None:
+    lookups, texts = [Lookup(text)], [list(text)]
+    for which, token in added:
+        if which == 2 and len(lookups) < 4:
+            lookups.append(lookups[0].copy())
+            texts.append(list(texts[0]))
+        lookups[which % len(lookups)].extend([token])
+        texts[which % len(lookups)].append(token)
+    for lookup, own in zip(lookups, texts, strict=True):
+        assert lookup.draft(3) == by_definition(own, 3)
+
+
 @pytest.mark.parametrize(("given", "wanted"), [("auto", None), (0, 0), (1, 1), (32, 32)])
 def test_how_many_to_draft(given: object, wanted: int | None) -> None:
     assert check_drafts(given) == wanted

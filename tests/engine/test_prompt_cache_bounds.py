@@ -20,8 +20,9 @@ from conflictkit.interventions import HeadScale
 from conflictkit.prompt_cache import PromptCache
 from conflictkit.stepping import Stepper
 from conflictkit.streams import Stream
+from tests.anatomy import families
 from tests.engine import test_roads
-from tests.engine.riding import drawn, near, run_of, said
+from tests.engine.riding import built, drawn, near, run_of, said
 from tests.engine.test_prompt_cache import ASKED, DOC, OTHER, VOCAB, passes, read
 from tests.tiny import gpt2, llama, recurrent
 
@@ -45,7 +46,7 @@ def held(kept: PromptCache) -> int:
 def found_by(begins: Any) -> set[tuple[int, ...]]:
     """Prompts that can be found by what they begin with."""
     deeper = (found_by(one.further.values()) for one in begins)
-    return {ids for one in begins for _, ids in one.keys}.union(*deeper)
+    return {kept.ids for one in begins for kept in one.kept.values()}.union(*deeper)
 
 
 def test_bytes_are_what_stays_in_memory() -> None:
@@ -170,6 +171,34 @@ def test_a_model_that_is_gone_leaves_nothing_to_one_in_its_place(
     assert passes(llama(VOCAB, seed=1), [DOC + ASKED[0]], kept) == [(1, 45)]
     assert [one.ids for one in kept.entries] == [tuple(DOC + ASKED[0])]
     assert kept.bytes == held(kept) == size(DOC + ASKED[0])
+
+
+def test_a_model_in_another_precision_reads_for_itself() -> None:
+    model, kept = built(families.CONFIGS["llama"]()), PromptCache()
+    assert passes(model, [DOC], kept) == [(1, 40)]
+    assert passes(model.to(torch.bfloat16), [DOC], kept) == [(1, 40)]
+    assert passes(model, [DOC], kept) == []
+    assert [one.logits.dtype for one in kept.entries] == [torch.float32, torch.bfloat16]
+
+
+def test_adapters_that_act_and_those_that_do_not_read_for_themselves() -> None:
+    import peft
+
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(built(families.CONFIGS["llama"]()), lora, "one").eval()
+    model.add_adapter("two", lora)
+    kept, seen = PromptCache(), []
+    for _ in range(2):
+        for name in ("one", "two"):
+            model.set_adapter(name)
+            seen.append(read(model, [DOC + ASKED[0]], kept)[1])
+        with model.disable_adapter():
+            seen.append(read(model, [DOC + ASKED[0]], kept)[1])
+    assert len(kept) == 3
+    for first, again in zip(seen[:3], seen[3:], strict=True):
+        assert torch.equal(first, again)
+    assert not torch.allclose(seen[0], seen[1])
+    assert not torch.allclose(seen[0], seen[2])
 
 
 def test_threads_may_share_it() -> None:

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from conflictkit.errors import InvalidParameterError
 from conflictkit.evaluation import evaluate, shared
 from conflictkit.evaluation.shared import PromptsRead
 from conflictkit.prompt_cache import PromptCache
@@ -68,6 +69,15 @@ def test_a_cache_that_is_given_empty_is_used(
     evaluate(model, cases, METHODS, tmp_path, cache=kept, **FEW)
     assert kept.tokens_read > 0
     assert (len(kept) > 0) == (most > 1)
+
+
+def test_something_else_than_a_cache_is_refused_by_name(
+    model: Any, cases: list[Case], tmp_path: Path
+) -> None:
+    given: Any = 5
+    with pytest.raises(InvalidParameterError, match="cache must be a PromptCache, not int"):
+        evaluate(model, cases, METHODS, tmp_path / "run", cache=given)
+    assert not (tmp_path / "run").exists()
 
 
 # What it costs
