@@ -172,7 +172,7 @@ class StaticStep:
                 with narrow(self.model, len(every)):
                     logits = self._compiled(every)
             except Exception as error:
-                if not type(error).__module__.startswith("torch._dynamo"):
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                     raise
                 raise UnsupportedError(
                     f"compile=True: torch cannot compile {type(self.model).__name__}: "

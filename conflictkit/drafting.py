@@ -18,8 +18,9 @@ LONGEST = 32
 """Most tokens of a draft."""
 _FIRST = 4
 """Tokens of a row's first draft, where lengths adapt."""
-_SURE = 4
-"""Tokens alike that make a draft worth its pass even where the last ones were wrong."""
+_LIKELY, _SURE = 2, 4
+"""Tokens alike that make a draft worth its pass, where lengths adapt, and those that do even where
+the last ones were wrong."""
 _PAUSE = 15
 """Tokens that a row whose drafts are wrong goes on without one, at most."""
 _CANDIDATES = 64
@@ -149,7 +150,8 @@ class Drafter:
         """What may come next in a row; at most `room` tokens."""
         waits = self._waits[row] > 0
         self._waits[row] -= waits
-        found = self._texts[row].draft(min(self._most[row], room), _SURE if waits else 1)
+        least = 1 if not self._adapts else _SURE if waits else _LIKELY
+        found = self._texts[row].draft(min(self._most[row], room), least)
         self.drafted += len(found)
         return found
 

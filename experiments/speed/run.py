@@ -24,6 +24,8 @@ TINY = {
     "leaks": "--answers 40",
 }
 """Sizes that prove that everything runs, and measure nothing."""
+CACHES = "--shapes 0.15B --contexts 4096 --batches 1 --roads plain sequential packed"
+"""Of the length at which caches are asked about."""
 
 
 def main() -> None:
@@ -46,6 +48,8 @@ def main() -> None:
             continue
         sizes = TINY[part].split() if options.tiny else []
         _run(part, *sizes, "--out", str(options.out))
+        if part == "generate" and not options.tiny:
+            _run(part, *CACHES.split(), "--out", str(options.out))
     if options.tiny and options.docs is None:
         return
     _run("told", "--out", str(options.out), *(["--docs", str(options.docs)] * bool(options.docs)))

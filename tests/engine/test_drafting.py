@@ -116,7 +116,7 @@ def test_a_drafter_drafts_no_longer_than_it_may() -> None:
 
 def test_lengths_that_adapt() -> None:
     """Twice as many after a draft that was right, one more than were right after any other."""
-    drafter = Drafter([[5, 5], [6, 6]], None)
+    drafter = Drafter([[5, 5, 5], [6, 6, 6]], None)
 
     def length(row: int = 0) -> int:
         return len(drafter.draft(row, 99))
@@ -139,6 +139,12 @@ def test_lengths_that_adapt() -> None:
     assert length() == LONGEST
 
 
+def test_a_token_alike_makes_no_draft_likely() -> None:
+    read = [1, 2, 9, 3, 2]
+    assert [Drafter([read], drafts).draft(0, 2) for drafts in (None, 2)] == [[], [9, 3]]
+    assert len(Drafter([[*read, 9]], None).draft(0, 2)) == 2
+
+
 @pytest.mark.parametrize(("alike", "drafted"), [(3, []), (4, [9])])
 def test_what_is_surely_copied_is_drafted_during_a_pause(alike: int, drafted: list[int]) -> None:
     read = [1, 2, 3, 4, 9, 8, *[1, 2, 3, 4][-alike:]]
@@ -152,22 +158,23 @@ def test_what_is_surely_copied_is_drafted_during_a_pause(alike: int, drafted: li
 
 
 def test_rows_of_a_drafter_are_moved_dropped_and_repeated() -> None:
-    drafter = Drafter([[5, 5], [1, 2, 1], [4, 3, 4]], None)
+    drafter = Drafter([[5, 5], [1, 2, 1, 2], [4, 3, 4, 3]], None)
     drafter.settle(1, 4, 4)
     drafter.settle(2, 4, 1)
     drafter.select([2, 1, 1, 1])
-    assert [drafter.draft(row, 99) for row in range(4)] == [[3, 4]] + [[2, 1] * 4] * 3
+    assert [drafter.draft(row, 99) for row in range(4)] == [[4, 3]] + [[1, 2] * 4] * 3
     # Copies go their own ways, in texts and in lengths.
-    for row, token in ((1, 7), (2, 2), (3, 1)):
+    for row, token in ((1, 7), (2, 1), (3, 1)):
         drafter.add(row, token, guessed=False)
     drafter.settle(3, 8, 1)
-    assert [drafter.draft(row, 3) for row in range(4)] == [[3, 4], [], [1, 2, 1], [1, 1]]
+    assert [drafter.draft(row, 3) for row in range(4)] == [[4, 3], [], [2, 1, 2], [2, 1]]
     drafter.select([1])
     assert drafter.draft(0, 5) == []
     drafter.add(0, 1, guessed=False)
-    assert drafter.draft(0, 5) == [7, 1, 7, 1, 7]
+    drafter.add(0, 2, guessed=False)
+    assert drafter.draft(0, 5) == [7, 1, 2, 7, 1]
     # Pauses go with their rows.
-    drafter = Drafter([[5, 5], [6, 6]], None)
+    drafter = Drafter([[5, 5, 5], [6, 6, 6]], None)
     drafter.settle(0, 4, 0)
     drafter.settle(0, 4, 0)
     drafter.select([1, 0, 0])
