@@ -108,6 +108,16 @@ def test_sizes_of_one_model_do_not_count_for_each_other() -> None:
 # What is refused
 
 
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    model = asked(seed=9)
+    with pytest.raises(UnsupportedError, match="compile=True: torch cannot compile Llama"):
+        model.ask(QUESTION, CONTEXT, compile=True, **SHORT)
+    assert model.ask(QUESTION, CONTEXT, **SHORT).text
+
+
 @pytest.mark.parametrize("road", ["padded", "sequential"])
 def test_another_road_cannot_be_asked_for_too(road: Any) -> None:
     with pytest.raises(InvalidParameterError, match="compile=True is a road of its own: leave out"):
