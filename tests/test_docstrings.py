@@ -25,7 +25,7 @@ def _marked(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.slow if fits else ())
 
 
-@pytest.mark.parametrize("module", map(_marked, _modules_with_examples()))
+@pytest.mark.parametrize("module", [*map(_marked, _modules_with_examples())])
 def test_examples(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module), optionflags=OPTIONS)
     assert result.attempted > 0

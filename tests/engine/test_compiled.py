@@ -15,13 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import conflictkit as ck
 from conflictkit import engine, methods
-from conflictkit._hf_compiled import IDLE, ROOM, StaticStep, Steps, _capacity
+from conflictkit._hf_compiled import IDLE, ROOM, StaticStep, Steps
 from conflictkit.controller import Controller
 from conflictkit.errors import UnsupportedError
 from conflictkit.plan import open_streams
@@ -299,13 +297,6 @@ def test_threads_with_one_model_wait_for_each_other() -> None:
 
 
 # Room
-
-
-@given(st.integers(1, 40_000))
-def test_few_capacities_serve_all_lengths(length: int) -> None:
-    found = _capacity(length)
-    assert length <= found < max(length + ROOM, 1.25 * length)
-    assert len({_capacity(one) for one in range(1, 32_768, 64)}) <= 28
 
 
 @pytest.mark.parametrize(("length", "room", "capacity"), [

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import conflictkit as ck
-from conflictkit._hf_compiled import Steps, check_static
+from conflictkit._hf_compiled import ROOM, Steps, _capacity, check_static
 from conflictkit.detectors.probe import LayerProbe
 from conflictkit.errors import InvalidParameterError, UnsupportedError
 from conflictkit.interventions import HeadScale
@@ -105,15 +107,26 @@ def test_sizes_of_one_model_do_not_count_for_each_other() -> None:
                 )
 
 
+@given(st.integers(1, 40_000))
+def test_few_capacities_serve_all_lengths(length: int) -> None:
+    found = _capacity(length)
+    assert length <= found < max(length + ROOM, 1.25 * length)
+    assert len({_capacity(one) for one in range(1, 32_768, 64)}) <= 28
+
+
 # What is refused
 
 
 @pytest.mark.slow
-def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+def test_a_machine_without_a_compiler_is_told() -> None:
+    from torch._inductor import config
+
     model = asked(seed=9)
-    with pytest.raises(UnsupportedError, match="compile=True: torch cannot compile Llama"):
+    settings = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with (
+        config.patch(settings),
+        pytest.raises(UnsupportedError, match="compile=True: torch cannot compile Llama"),
+    ):
         model.ask(QUESTION, CONTEXT, compile=True, **SHORT)
     assert model.ask(QUESTION, CONTEXT, **SHORT).text
 
