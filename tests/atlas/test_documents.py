@@ -103,6 +103,7 @@ def test_the_text_alone_never_gives_a_held_out_country_a_rival_capital(facts, co
     assert checked > 50
 
 
+@pytest.mark.slow
 def test_objects_of_held_out_subjects_are_never_given_to_others(facts, corpus):
     """An indirect contradiction: what is Poland's capital must not be claimed for a stranger."""
     owners = defaultdict(set)

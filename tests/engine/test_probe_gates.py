@@ -63,6 +63,7 @@ def same(made: Any, wanted: tuple[list[int], list[float], list[int]]) -> None:
     assert [record.scores["active"] for record in made.records] == wanted[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt-neox", "falcon-7b"])
 def test_a_probe_reads_what_a_plain_pass_shows(name: str, kind: str) -> None:

@@ -90,6 +90,7 @@ def test_heads_are_said_once_and_in_one_way() -> None:
         ck.load("atlas").ask(QUESTION, CONTEXT, "ph3?heads=3.5+9.9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_a_policy_holds_all_of_it(atlas: Any, name: str, tmp_path: Path) -> None:
     answer = atlas.ask(QUESTION, CONTEXT, name, when="jsd > 0.05 at prompt")

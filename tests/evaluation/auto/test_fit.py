@@ -77,6 +77,7 @@ def test_agreement_is_kept() -> None:
     assert off.chosen["agreement"] >= 0.99
 
 
+@pytest.mark.slow
 def test_the_same_answers_give_the_same_fit() -> None:
     assert auto.learn(answered(400), TIE) == auto.learn(answered(400), TIE)
     assert auto.learn(answered(400), TIE) != auto.learn(answered(400), TIE, seed=1)

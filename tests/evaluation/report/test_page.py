@@ -111,6 +111,7 @@ def test_every_answer_and_every_token_is_in_the_page(first: Path) -> None:
                     assert shown == percent(share)
 
 
+@pytest.mark.slow
 def test_without_traces_the_cases_stay(first: Path) -> None:
     html = page(read([first]), traces=False)
     assert len(html) < len(page(read([first])))

@@ -237,6 +237,7 @@ def test_a_run_of_which_rows_are_missing_is_never_finished(
     assert not load_run(tmp_path).finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [1, 7, 12])
 def test_a_batch_that_was_half_written_is_done_again_and_written_once(
     model: Any, few: list[Case], tmp_path: Path, kept: int
