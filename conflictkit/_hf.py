@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ def adapters(model: Any) -> frozenset[tuple[bool, tuple[str, ...]]]:
         return frozenset()
     told = [one for one in model.modules() if type(getattr(one, "disable_adapters", 0)) is bool]
     return frozenset((one.disable_adapters, tuple(one.active_adapters)) for one in told)
+
+
+def turn_to_pass(model: Any) -> AbstractContextManager[None]:
+    """Keep others from changing the model's config meanwhile."""
+    return turns.to_pass([id(unwrapped(model).config)])
 
 
 def is_compiled(model: Any) -> bool:
@@ -122,11 +128,7 @@ def tail_logits(
         arguments["position_ids"] = position_ids
     if "logits_to_keep" in names:
         arguments["logits_to_keep"] = keep
-    with (
-        turns.to_pass([id(unwrapped(model).config)]),
-        torch.no_grad(),
-        narrow(model, input_ids.numel()),
-    ):
+    with turn_to_pass(model), torch.no_grad(), narrow(model, input_ids.numel()):
         output = model(**arguments, past_key_values=cache, use_cache=cache is not None)
     return output.logits[:, -keep:]
 

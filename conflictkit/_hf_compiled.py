@@ -32,9 +32,9 @@ IDLE = 8
 
 def check_static(model: Any) -> None:
     """Raise `UnsupportedError` if the packed step of a model cannot be compiled."""
-    inner = _hf.unwrapped(model)
-    with turns.to_pass([id(inner.config)]):
-        names = {attention_name(one) for one in inner.modules() if hasattr(one, "config")}
+    modules = _hf.unwrapped(model).modules()
+    with _hf.turn_to_pass(model):
+        names = {attention_name(one) for one in modules if hasattr(one, "config")}
     why = (
         "is compiled already" if _hf.is_compiled(model)
         else "has layers whose state or positions cannot be kept in a fixed place"

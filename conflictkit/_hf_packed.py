@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from conflictkit import _hf, turns
+from conflictkit import _hf
 from conflictkit._hf_attention import PACK, attention_name
 from conflictkit.errors import ConflictKitError, UnsupportedError
 from conflictkit.narrow import narrow
@@ -271,7 +271,7 @@ def led_configs(model: Any) -> dict[int, Any] | None:
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()) or _hf.is_compiled(model):
         return None
     found = {}
-    with turns.to_pass([id(_hf.unwrapped(model).config)]):
+    with _hf.turn_to_pass(model):
         for module in _hf.unwrapped(model).modules():
             name = attention_name(module) if hasattr(module, "config") else None
             if name is not None:

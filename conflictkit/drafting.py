@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from conflictkit.errors import InvalidParameterError
@@ -87,12 +88,11 @@ class Lookup:
             return []
         for size in (2, 1):
             last = tuple(self._ids[-size:])
-            places = self._ends.get(last, [])[-_CANDIDATES:]
-            if len(places) < _CANDIDATES:
-                places = self._began.get(last, [])[len(places) - _CANDIDATES :] + places
+            both = [ends.get(last, [])[-_CANDIDATES:] for ends in (self._began, self._ends)]
+            places = sum(both, [])[-_CANDIDATES:]
             if len(self._ids) >= size and places:
-                best = max(places, key=lambda place: (self._match(place), place))
-                return self._copied(best, most) if self._match(best) >= least else []
+                alike, best = max((self._match(place), place) for place in places)
+                return self._copied(best, most) if alike >= least else []
         return []
 
     def _match(self, place: int) -> int:
@@ -110,6 +110,17 @@ class Lookup:
         return found
 
 
+@dataclass
+class _Row:
+    """A row's text, how many tokens its next draft may have, how many tokens to go without one, and
+    of how many the latest pause was."""
+
+    text: Lookup
+    most: int
+    waits: int = 0
+    pause: int = 0
+
+
 class Drafter:
     """Drafts for the rows of a batch.
 
@@ -122,43 +133,38 @@ class Drafter:
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], drafts: int | None) -> None:
-        self._texts = [Lookup(ids) for ids in prompts]
         self._adapts = drafts is None
-        self._most = [_FIRST if drafts is None else drafts for _ in prompts]
-        # Of every row: tokens to go without a draft, and how many the next wrong one adds.
-        self._waits, self._pauses = [0] * len(prompts), [0] * len(prompts)
+        most = _FIRST if drafts is None else drafts
+        self._rows = [_Row(Lookup(ids), most) for ids in prompts]
         self.drafted = self.accepted = 0
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in that order."""
         again: set[int] = set()
-        texts = []
+        kept = []
         for row in rows:
-            texts.append(self._texts[row].copy() if row in again else self._texts[row])
+            one = self._rows[row]
+            kept.append(replace(one, text=one.text.copy()) if row in again else one)
             again.add(row)
-        self._texts = texts
-        self._most = [self._most[row] for row in rows]
-        self._waits = [self._waits[row] for row in rows]
-        self._pauses = [self._pauses[row] for row in rows]
+        self._rows = kept
 
     def add(self, row: int, token: int, *, guessed: bool) -> None:
         """Append a token that was chosen."""
         self.accepted += guessed
-        self._texts[row].extend([token])
+        self._rows[row].text.extend([token])
 
     def draft(self, row: int, room: int) -> list[int]:
         """What may come next in a row; at most `room` tokens."""
-        waits = self._waits[row] > 0
-        self._waits[row] -= waits
-        least = 1 if not self._adapts else _SURE if waits else _LIKELY
-        found = self._texts[row].draft(min(self._most[row], room), least)
+        one = self._rows[row]
+        least = 1 if not self._adapts else _SURE if one.waits else _LIKELY
+        one.waits = max(one.waits - 1, 0)
+        found = one.text.draft(min(one.most, room), least)
         self.drafted += len(found)
         return found
 
     def settle(self, row: int, drafted: int, accepted: int) -> None:
         """Learn how much of a row's newest draft was right."""
         if self._adapts and drafted:
-            grown = 2 * self._most[row] if accepted == drafted else accepted + 1
-            self._most[row] = min(grown, LONGEST)
-            self._pauses[row] = 0 if accepted else min(2 * self._pauses[row] + 1, _PAUSE)
-            self._waits[row] = self._pauses[row]
+            one = self._rows[row]
+            one.most = min(2 * one.most if accepted == drafted else accepted + 1, LONGEST)
+            one.waits = one.pause = 0 if accepted else min(2 * one.pause + 1, _PAUSE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,13 +107,8 @@ class Batch:
             prompts = [one.prompts[name] for one in ready]
             stream = Stream(model.model, prompts, pad_id=self._pad, prompts_read=read.cache)
             taken = self._timed(stream.prefill)[1]
-
-            def whole(prompts: Sequence[Ids] = prompts) -> float:
-                again = Stream(model.model, prompts, pad_id=self._pad)
-                return self._timed(again.prefill)[1]
-
-            tokens = sum(map(len, prompts))
-            self._seconds[name] = read.seconds(name, taken, stream.tokens, tokens, whole)
+            tokens, anew = sum(map(len, prompts)), partial(self._read_anew, prompts)
+            self._seconds[name] = read.seconds(name, taken, stream.tokens, tokens, anew)
             self._streams[name] = stream
 
     @property
@@ -237,6 +232,11 @@ class Batch:
             spans=spans if len(spans) == len(mine) else None,
             read=read,
         )
+
+    def _read_anew(self, prompts: Sequence[Ids]) -> float:
+        """Seconds of reading prompts of which nothing is kept."""
+        stream = Stream(self.model.model, prompts, pad_id=self._pad)
+        return self._timed(stream.prefill)[1]
 
     def _prefill(self, one: Contender) -> float:
         """Seconds of the streams that were read before; others are read while it decodes."""
