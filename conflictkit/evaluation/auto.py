@@ -65,7 +65,8 @@ ALLOWED = 0.01
 KEPT = ("agreement", "quoting")
 _WEIGHTS = tuple(n / 10 for n in range(11))
 _PLAIN = 1.0
-_RIGHT, _WRONG = ("correction", "quoting"), ("resistance", "irrelevant")
+RIGHT, WRONG = ("correction", "quoting"), ("resistance", "irrelevant")
+"""States in which the context is to be trusted, and in which it is not."""
 _USED = (*HARMONIC, "quoting")
 _RESAMPLES = 2000
 _DIGITS = 6
@@ -250,7 +251,7 @@ def learn(
         InvalidParameterError: too few cases of correction or resistance whose streams disagree, or
             of too few subjects.
     """
-    yes, no = np.isin(answered.states, _RIGHT), np.isin(answered.states, _WRONG)
+    yes, no = np.isin(answered.states, RIGHT), np.isin(answered.states, WRONG)
     known = answered.differ & (yes | no)
     for state in MINIMUM:
         mine = answered.differ & (answered.states == state)
@@ -261,7 +262,7 @@ def learn(
     line = regress(answered.signals[known], yes[known])
     setting, shares = _choose(answered, judged, reaches)
     sharpness, shift, reach = setting
-    area, low, high = _area(judged[known], yes[known], answered.subjects[known], seed)
+    area, low, high = auroc(judged[known], yes[known], answered.subjects[known], seed)
     return Fitted(
         policy=Policy(Controller(_rule(line, *setting)), tie),
         cases=_counts(answered.states),
@@ -328,7 +329,7 @@ def _shares(answered: Answered, right: Flags) -> dict[str, float]:
     return found
 
 
-def _area(judged: Array, right: Flags, subjects: Numbers, seed: int) -> tuple[float, float, float]:
+def auroc(judged: Array, right: Flags, subjects: Numbers, seed: int) -> tuple[float, float, float]:
     """AUROC with its interval by subject."""
     groups = numbered(subjects.tolist())
     count = int(groups.max()) + 1
