@@ -202,7 +202,25 @@ def settled(job: Job, name: str, fingerprint: Callable[[], str]) -> tuple[Policy
         rule = rule.checked() if ranking is None else rule.settled(ranking)
         return replace(policy, controller=replace(policy.controller, rule=rule))
 
-    return tuple(map(complete, job.policies))
+    found = tuple(map(complete, job.policies))
+    for policy in found:
+        if policy.model is not None:
+            policy.check(name, fingerprint())
+    return found
+
+
+def check_used(job: Job) -> None:
+    """Refuse a probe that nothing reads.
+
+    Raises:
+        InvalidParameterError: `probe` was given, and no gate is on it.
+    """
+    gates = [policy.controller.gate for policy in job.policies]
+    if job.probe is not None and not any(gate and gate.detector == PROBE for gate in gates):
+        raise InvalidParameterError(
+            "probe= is read by a gate on it alone, and there is none: pass when='probe > 0.7', "
+            "or leave it out"
+        )
 
 
 def _decoding(given: dict[str, Any]) -> Decoding:

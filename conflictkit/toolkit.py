@@ -16,6 +16,7 @@ from conflictkit.options import (
     Contexts,
     Job,
     Method,
+    check_used,
     closed_book,
     given_once,
     of_rows,
@@ -265,6 +266,7 @@ class Model:
     ) -> tuple[Job, list[dict[str, Prompt]]]:
         """Resolve every name and build every prompt, before anything is read."""
         job, wording = self._resolve(method, options, len(rows))
+        check_used(job)
         prompts = [self.prompts(question, found or None, **wording) for question, found in rows]
         if job.per_passage:
             passages.add_prompts(rows, prompts, partial(self.prompts, **wording))
@@ -275,11 +277,8 @@ class Model:
     ) -> tuple[Job, dict[str, Any]]:
         """Every name resolved for this model: the job, and the arguments of `prompts`."""
         job, wording = resolve(method, options, rows)
-        bound = []
-        for policy in settled(job, self.name, lambda: self.fingerprint):
-            if policy.model is not None:
-                policy.check(self.name, self.fingerprint)
-            bound.append(replace(policy, controller=policy.controller.bound(self.tokenizer)))
+        found = settled(job, self.name, lambda: self.fingerprint)
+        bound = (replace(p, controller=p.controller.bound(self.tokenizer)) for p in found)
         return replace(job, policies=tuple(bound)), wording
 
     def _stepper(self, job: Job, prompts: Sequence[Mapping[str, Prompt]]) -> Stepper:

@@ -138,11 +138,7 @@ def _check(
     shard_bytes: int,
     body: anatomy.Anatomy,
 ) -> None:
-    for kind in kinds:
-        if kind not in KINDS:
-            raise unknown_name("kind of activations", str(kind), KINDS)
-    if not kinds or not layers:
-        raise InvalidParameterError("name at least one kind and one layer")
+    check_places(kinds, layers, body)
     if positions not in POSITIONS:
         raise unknown_name("positions", str(positions), POSITIONS)
     if stream not in ("context", "memory"):
@@ -151,6 +147,19 @@ def _check(
         raise InvalidParameterError(
             f"shard_bytes must be a whole number from 1, not {shard_bytes!r}"
         )
+
+
+def check_places(kinds: Sequence[str], layers: Sequence[int], body: anatomy.Anatomy) -> None:
+    """Whether a model has something of these kinds at these layers.
+
+    Raises:
+        UnknownNameError, InvalidParameterError: it does not.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("kind of activations", str(kind), KINDS)
+    if not kinds or not layers:
+        raise InvalidParameterError("name at least one kind and one layer")
     for layer in layers:
         if type(layer) is not int or not 0 <= layer < len(body.layers):
             raise InvalidParameterError(

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conflictkit import anatomy
 from conflictkit.calibration import CONFLICTING, QUIET
 from conflictkit.detectors.probe import (
     KINDS,
@@ -42,7 +43,8 @@ from conflictkit.errors import EmptyInputError, InvalidParameterError, unknown_n
 from conflictkit.evaluation.logistic import numbered
 from conflictkit.evaluation.metrics import detection, intervals, judge
 from conflictkit.evaluation.runner import evaluate
-from conflictkit.mechanics.capture import capture
+from conflictkit.mechanics._runs import network
+from conflictkit.mechanics.capture import capture, check_places
 from conflictkit.scoring.run import Progress
 from conflictkit.types import Case
 
@@ -149,6 +151,8 @@ def fit_probes(
             raise unknown_name(f"{what} of a probe", str(name), known[what])
     if not strengths:
         raise InvalidParameterError("name at least one strength")
+    if layers is not None:  # before the long part
+        check_places(kinds, layers, anatomy.find(network(model)))
     with ExitStack() as stack:
         folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory()))
         chosen, labels, dropped = labelled(model, cases, target, folder, options, progress)

@@ -232,9 +232,16 @@ def pattern(differences: Tensor, share: float) -> Tensor:
 
     Returns:
         `[layers, width]`.
+
+    Raises:
+        InvalidParameterError: so small a share that no dimension is left.
     """
     spread = differences.var(1, correction=0)
     count = int(share * differences.shape[-1])
+    if count < 1:
+        raise InvalidParameterError(
+            f"a share of {share:g} keeps none of {differences.shape[-1]} dimensions"
+        )
     least = spread.argsort(dim=-1, stable=True)[:, :count]
     kept = torch.zeros_like(spread, dtype=torch.bool).scatter(-1, least, value=True)
     return torch.where(kept, differences.mean(1), 0.0)

@@ -145,6 +145,12 @@ def test_what_cannot_be_fitted_is_refused(atlas: Any) -> None:
         fit_probes(atlas, cases, target="truth")
     with pytest.raises(InvalidParameterError, match="at least one strength"):
         fit_probes(atlas, cases, strengths=())
+    passes: list[Any] = []
+    hook = atlas.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    with pytest.raises(InvalidParameterError, match="no layer 99: it has 6"):
+        fit_probes(atlas, cases, target="source", layers=[99])
+    hook.remove()
+    assert not passes  # before anything is answered
     labels = [case.relation == "country" for case in cases]
     with pytest.raises(EmptyInputError, match=r"too few cases to .*, 8 are needed"):
         fit_probes(atlas, told(labels, cases), layers=[0])

@@ -72,6 +72,13 @@ def test_refusal_patterns_are_the_released_codes(case: int, shared: Path) -> Non
         torch.testing.assert_close(pattern(differences, share), expected, atol=1e-9, rtol=0)
 
 
+def test_a_share_that_keeps_nothing_is_refused() -> None:
+    differences = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
+    assert (pattern(differences, 0.12) != 0).sum(-1).tolist() == [1, 1]
+    with pytest.raises(InvalidParameterError, match=r"0\.1 keeps none of 9 dimensions"):
+        pattern(differences, 0.1)
+
+
 @pytest.mark.parametrize(("name", "layer"), [("Llama-2-7b-hf", 13), ("gemma-2-9b", 24)])
 def test_features_of_the_released_caches(name: str, layer: int, shared: Path) -> None:
     folder = shared / "data" / "spare_cache" / name / "mutual_information"

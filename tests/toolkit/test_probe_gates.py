@@ -273,6 +273,12 @@ GATED = {"when": "probe > 0.7", "method": "cad"}
             InvalidParameterError,
             "reads residual of layer 2: there is none",
         ),
+        ({"method": "cad", "probe": "own"}, InvalidParameterError, "a gate on it alone"),
+        (
+            {"method": "cad", "when": "jsd > 0.1", "probe": "own"},
+            InvalidParameterError,
+            "a gate on it alone",
+        ),
         ({"method": "cad", "strength": "probe"}, UnknownNameError, "unknown detector 'probe'"),
         ({"method": "cad", "scores": ["probe"]}, UnknownNameError, "unknown detector 'probe'"),
     ],
