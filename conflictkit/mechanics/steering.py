@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from conflictkit import anatomy, methods
 from conflictkit.controller import Controller
@@ -224,24 +225,18 @@ def fit_refusal(
 
 
 def pattern(differences: Tensor, share: float) -> Tensor:
-    """Mean differences in the dimensions that vary least over pairs, 0 elsewhere (RoleRef).
+    """Mean differences `[layers, width]` in the dimensions that vary least, 0 elsewhere (RoleRef).
 
     Args:
         differences: `[layers, pairs, width]`.
         share: of the dimensions that are kept.
 
-    Returns:
-        `[layers, width]`.
-
     Raises:
         InvalidParameterError: so small a share that no dimension is left.
     """
     spread = differences.var(1, correction=0)
-    count = int(share * differences.shape[-1])
-    if count < 1:
-        raise InvalidParameterError(
-            f"a share of {share:g} keeps none of {differences.shape[-1]} dimensions"
-        )
+    if (count := int(share * differences.shape[-1])) < 1:
+        raise InvalidParameterError(f"a share of {share:g} keeps none of the dimensions")
     least = spread.argsort(dim=-1, stable=True)[:, :count]
     kept = torch.zeros_like(spread, dtype=torch.bool).scatter(-1, least, value=True)
     return torch.where(kept, differences.mean(1), 0.0)
@@ -339,10 +334,8 @@ def _mean_losses(hf: Any, texts: Sequence[Sequence[int]]) -> list[float]:
     """Mean loss of every text's tokens but the first, in nats."""
     found = [0.0] * len(texts)
     for rows in batches(hf, [len(one) for one in texts]):
-        width = max(len(texts[row]) for row in rows)
-        ids = torch.tensor(
-            [[*texts[row], *[0] * (width - len(texts[row]))] for row in rows], device=hf.device
-        )
+        ids = pad_sequence([torch.tensor(texts[row]) for row in rows], batch_first=True)
+        ids = ids.to(hf.device)
         logits = hf(input_ids=ids, use_cache=False).logits[:, :-1].float()  # padded on the right
         said = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
         for place, row in enumerate(rows):
