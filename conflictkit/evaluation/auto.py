@@ -212,8 +212,7 @@ def check_request(
 def read(run: Run, match: str = text.DEFAULT) -> Answered:
     """What a finished run of `auto` with nothing but a reach says, 2 (a weight of 1) among them."""
     cases = {case.id: case for case in run.cases}
-    policies = run.info["policies"]
-    at = {label: policies[label]["params"]["reach"] / 2 for label in run.info["methods"]}
+    at = held_weights(run)
     labels = sorted(at, key=lambda label: at[label])
     plain = next(label for label in labels if at[label] == _PLAIN)
     right: dict[str, list[bool]] = {}
@@ -236,6 +235,12 @@ def read(run: Run, match: str = text.DEFAULT) -> Answered:
         weights=tuple(at[label] for label in labels),
         right=np.array([right[id] for id in ids]),
     )
+
+
+def held_weights(run: Run) -> dict[str, float]:
+    """Method of such a run -> the weight of the context that its judgement was held at."""
+    policies = run.info["policies"]
+    return {label: policies[label]["params"]["reach"] / 2 for label in run.info["methods"]}
 
 
 def learn(

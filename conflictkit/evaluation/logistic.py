@@ -94,14 +94,22 @@ def folds(groups: Numbers, right: Flags, known: Flags, seed: int, count: int = F
     return np.array([place[group] for group in groups.tolist()], dtype=np.int64)
 
 
-def held_out(signals: Array, right: Flags, known: Flags, groups: Numbers, seed: int) -> Array:
+def held_out(
+    signals: Array,
+    right: Flags,
+    known: Flags,
+    groups: Numbers,
+    seed: int,
+    penalty: float = PENALTY,
+) -> Array:
     """g of every case by a line fitted without its group: `[cases]`."""
     where = folds(groups, right, known, seed)
     found = np.zeros(len(signals))
     for fold in range(FOLDS):
         learn = known & (where != fold)
         if (where == fold).any():
-            found[where == fold] = regress(signals[learn], right[learn])(signals[where == fold])
+            line = regress(signals[learn], right[learn], penalty)
+            found[where == fold] = line(signals[where == fold])
     return found
 
 

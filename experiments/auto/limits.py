@@ -28,7 +28,7 @@ from conflictkit.cli._progress import watching
 from conflictkit.evaluation import Run, auto, load_run
 from conflictkit.evaluation.asking import pick
 from conflictkit.evaluation.cases import load_cases
-from conflictkit.evaluation.logistic import Flags, folds, held_out, regress
+from conflictkit.evaluation.logistic import Flags, held_out
 from conflictkit.evaluation.metrics.intervals import Array
 from conflictkit.evaluation.metrics.rates import MINIMUM
 from conflictkit.mechanics.capture import capture
@@ -36,7 +36,7 @@ from conflictkit.mechanics.capture import capture
 FORMS = ("assertive", "bare")
 """Of passages; hedged ones are what is left."""
 STRONG = 100.0
-"""Penalty of lines over a whole stream."""
+"""Penalty of lines over a whole stream: as many numbers as there are cases."""
 
 
 def main() -> None:
@@ -96,15 +96,6 @@ def judges(
     def line(signals: Array, known: Flags = decided, yes: Flags = right) -> Array:
         return held_out(signals, yes, known, answered.subjects, seed)
 
-    def wide(stream: Array) -> Array:
-        """The same for as many numbers as there are cases, which need a stronger penalty."""
-        where = folds(answered.subjects, right, decided, seed)
-        found = np.zeros(len(stream))
-        for fold in set(where.tolist()):
-            learn, rest = decided & (where != fold), where == fold
-            found[rest] = regress(stream[learn], right[learn], STRONG)(stream[rest])
-        return found
-
     yes = np.isin(answered.states, auto.RIGHT)
     known = answered.differ & (yes | np.isin(answered.states, auto.WRONG))
     yield "seven signals, as auto is fitted", line(answered.signals, known, yes)
@@ -115,7 +106,9 @@ def judges(
         kept = capture(model, cases, Path(out) / "kept", kinds=["residual"], layers=layers)
         for layer in layers:
             stream = kept.values("residual", layer).double().numpy()
-            yield f"residual stream behind layer {layer}", wide(stream)
+            yield f"residual stream behind layer {layer}", held_out(
+                stream, right, decided, answered.subjects, seed, STRONG
+            )  # fmt: skip
     form = np.array([[case.context_kind == kind for kind in FORMS] for case in cases], float)
     yield "the passage's form (not told)", line(form)
     yield "its form and the seven signals", line(np.hstack([form, answered.signals]))
@@ -124,7 +117,7 @@ def judges(
 
 def turns(run: Run, ids: list[str]) -> Array:
     """At how many of the weights from 0 to 1 a case is answered as at 1."""
-    weights = {label: told["params"]["reach"] / 2 for label, told in run.info["policies"].items()}
+    weights = auto.held_weights(run)
     given: dict[str, dict[float, str]] = {}
     for result in run.results:
         given.setdefault(result.case, {})[weights[result.method]] = result.answer
