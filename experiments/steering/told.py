@@ -6,6 +6,7 @@ plot.png. A claim holds if it holds on two of the three training seeds. No numbe
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -80,6 +81,30 @@ def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
         ),
     )
     yield f"- Features of context + memory that SpARE takes: {told}."
+    yield ""
+    yield from _noise()
+
+
+def _noise() -> Iterator[str]:
+    """What answers bear, beside which the autoencoders are to be read."""
+    rows = json.loads((HERE.parent / "atlas/results/noise.json").read_text(encoding="utf-8"))[
+        "rows"
+    ]
+    shares = sorted({row["share"] for row in rows})
+    yield (
+        "Greedy answers of seed2 that stay under noise of the same size in every direction, at "
+        "every position, by its share of the stream's variance (closed book / with a context, "
+        f"percent of {rows[0]['answers']} each):"
+    )
+    yield ""
+    yield "| layer | " + " | ".join(f"{100 * share:g} %" for share in shares) + " |"
+    yield "|---" * (len(shares) + 1) + "|"
+    for layer in sorted({row["layer"] for row in rows}):
+        one = {row["share"]: row for row in rows if row["layer"] == layer}
+        cells = (
+            f"{100 * one[s]['closed']:.0f} / {100 * one[s]['with_context']:.0f}" for s in shares
+        )
+        yield f"| {layer} | " + " | ".join(cells) + " |"
     yield ""
 
 
