@@ -267,14 +267,14 @@ class PromptCache:
         with self._lock:
             if key in self._kept:
                 return
+            while self._bytes + one.bytes > self.max_bytes:  # first: others may be looking
+                self._drop(next(iter(self._kept)))
             self._kept[key] = one
             self._bytes += one.bytes
             begun = self._begins.setdefault(model, _Begun())
             for block in _blocks(one.ids):
                 begun = begun.further.setdefault(block, _Begun())
                 begun.kept[id(one)] = one
-            while self._bytes > self.max_bytes:
-                self._drop(next(iter(self._kept)))
 
     def _drop(self, key: tuple[_Who, Ids]) -> None:
         one = self._kept.pop(key)

@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import world  # noqa: E402
 from documents import Writer  # noqa: E402
-from train_sae import HELD, activations  # noqa: E402
+from train_sae import HELD, activations, answers  # noqa: E402
 
 import conflictkit as ck  # noqa: E402
 from conflictkit import anatomy  # noqa: E402
@@ -42,18 +42,6 @@ class Noise:
         values = out[0] if isinstance(out, tuple) else out
         made = values + torch.randn(values.shape, generator=self.generator) * self.size**0.5
         return (made, *out[1:]) if isinstance(out, tuple) else made
-
-
-@torch.no_grad()
-def answers(model: ck.Toolkit, cases: list, closed: bool) -> list[str]:
-    """Plain greedy answers, to the questions alone or with their contexts."""
-    said: list[str] = []
-    for start in range(0, len(cases), 32):
-        part = cases[start : start + 32]
-        contexts = None if closed else [list(case.contexts) for case in part]
-        made = model.ask_batch([case.question for case in part], contexts, "plain", trace=False)
-        said += [one.text for one in made]
-    return said
 
 
 def main() -> None:

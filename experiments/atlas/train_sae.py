@@ -40,6 +40,8 @@ TUNED, TUNE_RATE, TUNE_TOKENS, FAITHFUL = 5_000, 1e-3, 1700, 0.2
 """Of the second stage: its documents, learning rate, batches, weight of the stream's own error."""
 HELD = 10_000
 """Chunks of documents from this one on are for measuring."""
+TOGETHER = 32
+"""Questions asked at once."""
 
 
 def tokens_of(writer: Writer, tokenizer: Any, chunk: int) -> Iterator[stream.Batch]:
@@ -226,29 +228,26 @@ def measure(sae: SAE, held: Tensor, model: Any, cases: list) -> dict[str, Any]:
 
 def kept(saes: list[SAE], model: Any, cases: list) -> dict[str, Any]:
     """Share of greedy answers that stay when reconstructions replace the stream."""
-    asked = [(case.question, list(case.contexts)) for case in cases]
-    asked += [(case.question, None) for case in cases]
-    same = 0
-    for start in range(0, len(asked), 64):
-        questions, contexts = zip(*asked[start : start + 64], strict=True)
 
-        def answers(questions: Any = questions, contexts: Any = contexts) -> list[str]:
-            said = []
-            for closed in (True, False):
-                rows = [i for i, one in enumerate(contexts) if (one is None) == closed]
-                if rows:
-                    made = model.ask_batch(
-                        [questions[i] for i in rows], None if closed else
-                        [contexts[i] for i in rows], "plain", trace=False,
-                    )  # fmt: skip
-                    said += [one.text for one in made]
-            return said
+    def both() -> list[str]:
+        return [*answers(model, cases, closed=False), *answers(model, cases, closed=True)]
 
-        plain = answers()
-        with Reconstruction(saes).attach(model.model):
-            replaced = answers()
-        same += sum(a == b for a, b in zip(plain, replaced, strict=True))
-    return {"answers": len(asked), "answers_kept": same / len(asked)}
+    plain = both()
+    with Reconstruction(saes).attach(model.model):
+        replaced = both()
+    same = sum(a == b for a, b in zip(plain, replaced, strict=True))
+    return {"answers": len(plain), "answers_kept": same / len(plain)}
+
+
+def answers(model: Any, cases: list, closed: bool) -> list[str]:
+    """Plain greedy answers, to the questions alone or with their contexts."""
+    said: list[str] = []
+    for start in range(0, len(cases), TOGETHER):
+        part = cases[start : start + TOGETHER]
+        contexts = None if closed else [list(case.contexts) for case in part]
+        made = model.ask_batch([case.question for case in part], contexts, "plain", trace=False)
+        said += [one.text for one in made]
+    return said
 
 
 def main() -> None:

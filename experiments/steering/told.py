@@ -87,9 +87,8 @@ def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
 
 def _noise() -> Iterator[str]:
     """What answers bear, beside which the autoencoders are to be read."""
-    rows = json.loads((HERE.parent / "atlas/results/noise.json").read_text(encoding="utf-8"))[
-        "rows"
-    ]
+    file = HERE.parent / "atlas/results/noise.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     shares = sorted({row["share"] for row in rows})
     yield (
         "Greedy answers of seed2 that stay under noise of the same size in every direction, at "

@@ -58,7 +58,9 @@ def test_bytes_are_what_stays_in_memory() -> None:
     assert len(kept) == len(kept.entries) == 6
 
 
-def test_the_least_recently_used_go_first_and_the_bound_holds_at_every_moment() -> None:
+def test_the_least_recently_used_go_first_and_the_bound_holds_at_every_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, bound = llama(VOCAB), 4 * size(range(20))
     kept, wanted = PromptCache(bound), OrderedDict[tuple[int, ...], int]()
     draw = torch.Generator().manual_seed(4)
@@ -67,6 +69,13 @@ def test_the_least_recently_used_go_first_and_the_bound_holds_at_every_moment() 
     prompts = [[3 + number, *drawn([n], number, VOCAB)[0]] for number, n in enumerate(sizes)]
     moments = []
     hook = model.register_forward_hook(lambda *_: moments.append((kept.bytes, held(kept))))
+    drop = PromptCache._drop
+
+    def seen(self: PromptCache, key: Any) -> None:
+        moments.append((kept.bytes, held(kept)))
+        drop(self, key)
+
+    monkeypatch.setattr(PromptCache, "_drop", seen)
     for number in torch.randint(0, 12, (80,), generator=draw).tolist():
         ids = tuple(prompts[number])
         with_it = ids in wanted
