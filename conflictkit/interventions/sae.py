@@ -105,10 +105,13 @@ class SAE:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of encoder and decoder as float32."""
-        made = hashlib.sha256()
-        for one in (self.encoder, self.decoder):
-            made.update(one.detach().float().cpu().contiguous().numpy().tobytes())
+        """SHA-256 of what it computes with: every number as float32, and how they are used."""
+        used = (self.kind, self.k, self.norm, self.centred)
+        made = hashlib.sha256(repr(used).encode())
+        optional = (self.threshold, *(self.gate or ()))
+        for one in (self.encoder, self.decoder, self.bias, self.decoder_bias, *optional):
+            if one is not None:
+                made.update(one.detach().float().cpu().contiguous().numpy().tobytes())
         return made.hexdigest()
 
     def code(self, values: Tensor) -> Tensor:

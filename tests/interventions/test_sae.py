@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,17 @@ def test_the_digest_is_of_the_numbers(tmp_path: Path) -> None:
     assert sae.digest == sae.to("cpu", torch.float64).digest
     others = [sae.select([0]), sae.select([1]), SAE.load(write(tmp_path / "other", seed=1))]
     assert len({one.digest for one in (sae, *others)}) == 4
+    for kind, names in {
+        "jumprelu": ("encoder", "decoder", "bias", "decoder_bias", "threshold"),
+        "gated": ("gate",),
+    }.items():
+        one = SAE.load(write(tmp_path / kind, kind))
+        for name in names:
+            held = getattr(one, name)
+            other = (held[0] + 1, held[1]) if name == "gate" else held + 1
+            assert replace(one, **{name: other}).digest != one.digest, name
+    for name, other in {"centred": False, "norm": "layer_norm"}.items():
+        assert replace(sae, **{name: other}).digest != sae.digest
     assert sae.to("cpu", torch.float64).code(stream()).dtype == torch.float64
 
 
