@@ -60,8 +60,8 @@ def main() -> None:
         noise = Noise(anatomy.find(model.model).layers[layer], args.seed)
         for share in SHARES:
             row: dict[str, Any] = {"layer": layer, "share": share, "answers": len(cases)}
+            noise.size = share * spread
             for closed, name in ((True, "closed"), (False, "with_context")):
-                noise.size = share * spread
                 made = answers(model, cases, closed)
                 same = sum(a == b for a, b in zip(made, plain[closed], strict=True))
                 row[name] = same / len(cases)

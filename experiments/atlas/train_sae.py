@@ -207,7 +207,7 @@ def tidy(path: Path) -> None:
 
 
 @torch.no_grad()
-def measure(sae: SAE, held: Tensor, model: Any, cases: list) -> dict[str, Any]:
+def measure(sae: SAE, held: Tensor, model: Any, cases: list, plain: list[str]) -> dict[str, Any]:
     """What a card says of one autoencoder."""
     codes, left, spread = [], 0.0, float(held.var(0, correction=0).sum())
     for part in held.split(8192):
@@ -222,21 +222,21 @@ def measure(sae: SAE, held: Tensor, model: Any, cases: list) -> dict[str, Any]:
         "explained_variance": 1 - left / len(held) / spread,
         "dead": float((~fires.any(0)).double().mean()),
         "tokens": len(held),
-        **kept([sae], model, cases),
+        **kept([sae], model, cases, plain),
     }
 
 
-def kept(saes: list[SAE], model: Any, cases: list) -> dict[str, Any]:
+def kept(saes: list[SAE], model: Any, cases: list, plain: list[str]) -> dict[str, Any]:
     """Share of greedy answers that stay when reconstructions replace the stream."""
-
-    def both() -> list[str]:
-        return [*answers(model, cases, closed=False), *answers(model, cases, closed=True)]
-
-    plain = both()
     with Reconstruction(saes).attach(model.model):
-        replaced = both()
+        replaced = both(model, cases)
     same = sum(a == b for a, b in zip(plain, replaced, strict=True))
     return {"answers": len(plain), "answers_kept": same / len(plain)}
+
+
+def both(model: Any, cases: list) -> list[str]:
+    """Plain greedy answers, with contexts and then without."""
+    return [*answers(model, cases, closed=False), *answers(model, cases, closed=True)]
 
 
 def answers(model: Any, cases: list, closed: bool) -> list[str]:
@@ -287,14 +287,15 @@ def main() -> None:
             draft.rename(args.out / f"layer{layer}")
     held = activations(model, writer, tuple(args.layers), 100_000, HELD)
     cases = ck.atlas.cases("test")[::5]
+    plain = both(model, cases)
     saes = [SAE.load(args.out / f"layer{layer}") for layer in args.layers]
     card = {
         "command": "python experiments/atlas/train_sae.py",
         "seed": args.seed, "tokens": args.tokens, "steps": args.steps, "tuned": args.tune,
         "active": args.active,
         "model": {"name": args.name, "fingerprint": model.fingerprint},
-        "layers": [measure(sae, held[sae.layer], model, cases) for sae in saes],
-        "together": kept(saes, model, cases),
+        "layers": [measure(sae, held[sae.layer], model, cases, plain) for sae in saes],
+        "together": kept(saes, model, cases, plain),
     }  # fmt: skip
     (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(card, indent=1))

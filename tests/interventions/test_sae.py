@@ -206,8 +206,9 @@ def test_the_digest_is_of_the_numbers(tmp_path: Path) -> None:
             held = getattr(one, name)
             other = (held[0] + 1, held[1]) if name == "gate" else held + 1
             assert replace(one, **{name: other}).digest != one.digest, name
-    for name, other in {"centred": False, "norm": "layer_norm"}.items():
-        assert replace(sae, **{name: other}).digest != sae.digest
+    used: dict[str, Any] = {"kind": "standard", "k": 3, "norm": "layer_norm", "centred": False}
+    for name, other in used.items():
+        assert replace(sae, **{name: other}).digest != sae.digest, name
     assert sae.to("cpu", torch.float64).code(stream()).dtype == torch.float64
 
 
