@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import world  # noqa: E402
 from documents import Writer  # noqa: E402
-from train_sae import HELD, activations, answers  # noqa: E402
+from measure_sae import activations, answers  # noqa: E402
 
 import conflictkit as ck  # noqa: E402
 from conflictkit import anatomy  # noqa: E402
@@ -53,7 +53,7 @@ def main() -> None:
     model = ck.load("atlas")
     cases = ck.atlas.cases("test")[::5]
     plain = {closed: answers(model, cases, closed) for closed in (True, False)}
-    held = activations(model, Writer(world.build()), LAYERS, 50_000, HELD)
+    held, _ = activations(model, Writer(world.build()), LAYERS, 50_000)
     rows = []
     for layer in LAYERS:
         spread = float(held[layer].var(0, correction=0).mean())

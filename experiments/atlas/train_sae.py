@@ -1,19 +1,19 @@
 """Sparse autoencoders of Atlas's middle layers: python experiments/atlas/train_sae.py
 
-Reads documents as Atlas was trained on, keeps the residual stream behind the chosen layers,
-trains a BatchTopK autoencoder of each with SAELens (saved as JumpReLU, as SAELens does), goes on
-with it inside the model, so that predictions change as little as possible (end-to-end, Braun et
-al. 2024, arXiv 2405.12241), and measures what the card says: L0, explained variance, dead
-features, and greedy answers kept when reconstructions replace the stream. A layer that is there
-already is left as it is: a killed run goes on.
+Reads documents as Atlas was trained on, keeps the tokens on which much hangs (`behind.py`), trains
+a BatchTopK autoencoder on them with SAELens, goes on with a threshold for every feature so that
+what is left out moves answers as little as possible (`tune_sae.py`), and measures what the card
+says (`measure_sae.py`). It is saved as SAELens saves JumpReLU ones. What is there already is left
+as it is: a killed run goes on with the same command and ends in the same weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,81 +23,62 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-import stream  # noqa: E402
-import train  # noqa: E402
+import behind  # noqa: E402
+import measure_sae  # noqa: E402
+import tune_sae  # noqa: E402
 import world  # noqa: E402
 from documents import Writer  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 import conflictkit as ck  # noqa: E402
-from conflictkit import anatomy  # noqa: E402
-from conflictkit.interventions.features import Reconstruction  # noqa: E402
 from conflictkit.interventions.sae import SAE  # noqa: E402
 
-LAYERS = (3, 4)
-FEATURES, ACTIVE = 1536, 30
+LAYERS = (4,)
 BATCH, RATE = 2048, 1e-3
-TUNED, TUNE_RATE, TUNE_TOKENS, FAITHFUL = 5_000, 1e-3, 1700, 0.2
-"""Of the second stage: its documents, learning rate, batches, weight of the stream's own error."""
-HELD = 10_000
-"""Chunks of documents from this one on are for measuring."""
-TOGETHER = 32
-"""Questions asked at once."""
+"""Of the first stage."""
+KEPT_BACK = {"out", "check", "jobs"}
+"""Arguments that may change when a run goes on."""
 
 
-def tokens_of(writer: Writer, tokenizer: Any, chunk: int) -> Iterator[stream.Batch]:
-    """The batches of one chunk of documents, as at the end of Atlas's training."""
-    documents = stream.documents_of(writer, 0, chunk, train.STEPS)
-    yield from stream.batches_of(documents, tokenizer, train.TOKENS, 0, chunk, train.STEPS)
+def open_model(source: str) -> Any:
+    """Atlas, or the weights of another training seed; not to be learnt."""
+    from transformers import AutoTokenizer
+
+    named = (
+        {} if source == "atlas" else {"tokenizer": AutoTokenizer.from_pretrained(ck.atlas.path())}
+    )
+    model = ck.load(source, **named)
+    model.model.requires_grad_(False)
+    return model
 
 
-@torch.no_grad()
-def activations(
-    model: Any, writer: Writer, layers: tuple[int, ...], count: int, start: int
-) -> dict[int, Tensor]:
-    """Layer -> `[count, width]`: the stream behind it at every token of many documents."""
-    body = anatomy.find(model.model)
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    seen: dict[int, Tensor] = {}
-    hooks = [
-        body.layers[layer].register_forward_hook(
-            lambda _, __, out, layer=layer: seen.__setitem__(
-                layer, out[0] if isinstance(out, tuple) else out
-            )
-        )
-        for layer in layers
-    ]
-    got, chunk, pad = 0, start, model.tokenizer.pad_token_id
-    while got < count:
-        for batch in tokens_of(writer, model.tokenizer, chunk):
-            model.model(input_ids=batch.ids, use_cache=False)
-            real = batch.ids != pad
-            for layer in layers:
-                found[layer].append(seen[layer][real].float())
-            got += int(real.sum())
-        chunk += 1
-        print(f"\r{min(got, count):,} of {count:,} tokens read", end="", flush=True)
-    for hook in hooks:
-        hook.remove()
-    print()
-    return {layer: torch.cat(parts)[:count] for layer, parts in found.items()}
+def collected(model: Any, layer: int, folder: Path, args: argparse.Namespace) -> behind.Pool:
+    """All shards of tokens, drawn by several processes where they are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = behind.Disputes(world.build())
+    frame = folder / "frame.safetensors"
+    if not frame.exists():
+        behind.measure(behind.Behind(model, layer), writer).save(frame)
+    wanted = range(args.shards)
+    missing = [one for one in wanted if not (folder / f"{one:04}.safetensors").exists()]
+    if missing:
+        tasks = [(args.model, layer, folder, one) for one in missing]
+        with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+            for done, _ in enumerate(pool.imap_unordered(behind.collect, tasks), 1):
+                print(f"\r{done} of {len(missing)} shards of tokens", end="", flush=True)
+        print()
+    return behind.Pool(folder, args.shards)
 
 
-def batches(values: Tensor, seed: int) -> Iterator[Tensor]:
-    """Shuffled batches without end."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        order = torch.randperm(len(values), generator=generator)
-        for rows in order[: len(order) // BATCH * BATCH].view(-1, BATCH):
-            yield values[rows]
-
-
-def fit(values: Tensor, layer: int, args: argparse.Namespace, model: Any, out: Path) -> None:
-    """Train the autoencoder of one layer and save it as SAELens does."""
+def first(values: Tensor, layer: int, args: argparse.Namespace, model: Any, out: Path) -> SAE:
+    """Train a BatchTopK autoencoder with SAELens."""
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.training.sae_trainer import SAETrainer
 
+    if (out / "cfg.json").exists():
+        return SAE.load(out)
     torch.manual_seed(args.seed)
     metadata = SAEMetadata(
         model_name=args.name,
@@ -108,7 +89,12 @@ def fit(values: Tensor, layer: int, args: argparse.Namespace, model: Any, out: P
         d_in=values.shape[1], d_sae=args.features, k=args.active, metadata=metadata,
         normalize_activations="expected_average_only_in",
     )  # fmt: skip
-    sae = BatchTopKTrainingSAE(config)
+
+    def rows() -> Any:
+        drawn = torch.Generator().manual_seed(args.seed)
+        while True:
+            yield values[torch.randint(len(values), (BATCH,), generator=drawn)].float()
+
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=args.steps * BATCH,
@@ -120,185 +106,142 @@ def fit(values: Tensor, layer: int, args: argparse.Namespace, model: Any, out: P
             n_batches_for_norm_estimate=20,
             logger=LoggingConfig(log_to_wandb=False),
         ),
-        sae=sae,
-        data_provider=batches(values, args.seed),
+        sae=BatchTopKTrainingSAE(config),
+        data_provider=rows(),
     )
-    done = trainer.fit()
-    done.to(torch.bfloat16 if args.half else torch.float32)
-    done.cfg.dtype = "bfloat16" if args.half else "float32"
-    done.save_inference_model(out)
-    tidy(out / "cfg.json")
+    draft = out.with_name(f"{out.name}.part")
+    trainer.fit().save_inference_model(draft)
+    draft.rename(out)
+    return SAE.load(out)
 
 
-def tune(model: Any, writer: Writer, folder: Path, args: argparse.Namespace) -> None:
-    """Go on inside the model: KL of the next token (answers weigh most) plus what the stream loses.
+def train(model: Any, layer: int, args: argparse.Namespace) -> None:
+    """One layer's autoencoder, from the first document to the file."""
+    drafts = args.out / "drafts" / f"layer{layer}"
+    pool = collected(model, layer, drafts / "tokens", args)
+    frame = behind.Frame.load(drafts / "tokens" / "frame.safetensors")
+    start = first(pool.x, layer, args, model, drafts / "first")
+    path = drafts / "state.safetensors"
+    state = tune_sae.State.load(path) if path.exists() else tune_sae.begin(start)
+    tuner = tune_sae.Tuner(state, frame, pool, args.active)
+    cases = ck.atlas.cases("validation")[::3] if args.check else []
+    plain = measure_sae.both(model, cases)
 
-    As many features fire as before, on the mean over a batch; the threshold follows.
-    """
-    from safetensors.torch import save_file
+    def look(now: tune_sae.State, told: dict[str, float]) -> None:
+        shown: dict[str, Any] = {name: round(one, 5) for name, one in told.items()}
+        if args.check and told["step"] % args.check == 0:
+            found = measure_sae.kept([tune_sae.finish(now, start, frame)], model, cases, plain)
+            shown["validation answers kept"] = round(found["answers_kept"], 4)
+        print(json.dumps(shown), flush=True)
 
-    hf = model.model.requires_grad_(False)
-    sae = SAE.load(folder)
-    names = ("encoder", "bias", "decoder", "decoder_bias")
-    own = {name: torch.nn.Parameter(getattr(sae, name).clone()) for name in names}
-    optimiser = torch.optim.Adam(own.values(), lr=TUNE_RATE, betas=(0.9, 0.99))
-    now: dict[str, Any] = {"real": None}
+    each = args.check or 250
+    tune_sae.tune(path, tuner, args.tune, args.rounds, each, look)
+    write(tune_sae.finish(tuner.state, start, frame), model, args, args.out / f"layer{layer}")
 
-    def replaced(_: Any, __: Any, out: Any) -> Any:
-        if now["real"] is None:
-            return None
-        values = out[0] if isinstance(out, tuple) else out
-        real = values[now["real"]].float()
-        codes = ((real - own["decoder_bias"]) @ own["encoder"] + own["bias"]).relu()
-        least = codes.detach().flatten().topk(args.active * len(real)).values[-1]
-        made = (codes * (codes >= least)) @ own["decoder"] + own["decoder_bias"]
-        spread = (real - real.mean(0)).square().sum()
-        now.update(least=float(least), lost=(made - real).square().sum() / spread)
-        values = values.clone()
-        values[now["real"]] = made.to(values.dtype)
-        return (values, *out[1:]) if isinstance(out, tuple) else values
 
-    hook = anatomy.find(hf).layers[sae.layer].register_forward_hook(replaced)
-    threshold, step, chunk = None, 0, TUNED
-    while step < args.tune:
-        documents = stream.documents_of(writer, 0, chunk, train.STEPS)
-        for batch in stream.batches_of(
-            documents, model.tokenizer, TUNE_TOKENS, 0, chunk, train.STEPS
-        ):
-            for group in optimiser.param_groups:
-                group["lr"] = TUNE_RATE * min(1.0, step / 50) * max(0.02, 1 - step / args.tune)
-            ids = batch.ids[:, :-1]
-            real = ids != model.tokenizer.pad_token_id
-            now["real"] = None
-            with torch.no_grad():
-                plain = hf(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-            now["real"] = real
-            other = hf(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-            moved = (plain.exp() * (plain - other)).sum(-1)
-            weights = batch.weights + 0.05 * real
-            moved = (moved * weights).sum() / weights.sum()
-            optimiser.zero_grad()
-            (moved + FAITHFUL * now["lost"]).backward()
-            optimiser.step()
-            least = now["least"]
-            threshold = least if threshold is None else 0.98 * threshold + 0.02 * least
-            step += 1
-            if step % 50 == 0:
-                print(f"step {step} kl {moved:.4f} lost {now['lost']:.4f}", flush=True)
-            if step >= args.tune:
-                break
-        chunk += 1
-    hook.remove()
-    kind = torch.bfloat16 if args.half else torch.float32
+def write(sae: SAE, model: Any, args: argparse.Namespace, folder: Path) -> None:
+    """Half precision, as SAELens writes JumpReLU autoencoders, put in its place in one move."""
     made = {
-        "W_enc": own["encoder"], "b_enc": own["bias"], "W_dec": own["decoder"],
-        "b_dec": own["decoder_bias"],
-        "threshold": torch.full((sae.features,), threshold or 0.0),
+        "W_enc": sae.encoder, "b_enc": sae.bias, "W_dec": sae.decoder,
+        "b_dec": sae.decoder_bias, "threshold": sae.threshold,
     }  # fmt: skip
-    held = {name: one.detach().to(kind).contiguous() for name, one in made.items()}
-    save_file(held, folder / "sae_weights.safetensors")
+    held = {name: one.half().contiguous() for name, one in made.items() if one is not None}
+    told = {
+        "architecture": "jumprelu", "d_in": sae.width, "d_sae": sae.features,
+        "dtype": "float16", "device": "cpu", "apply_b_dec_to_input": True,
+        "normalize_activations": "none", "reshape_activations": "none",
+        "metadata": {
+            "model_name": args.name, "hook_name": sae.hook,
+            "conflictkit_fingerprint": model.fingerprint,
+        },
+    }  # fmt: skip
+    draft = args.out / "drafts" / f"{folder.name}.part"
+    draft.mkdir(parents=True, exist_ok=True)
+    save_file(held, draft / "sae_weights.safetensors")
+    (draft / "cfg.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    draft.rename(folder)
 
 
-def tidy(path: Path) -> None:
-    """A configuration without what belongs to the machine that it was made on."""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    told["device"] = "cpu"
-    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-
-
-@torch.no_grad()
-def measure(sae: SAE, held: Tensor, model: Any, cases: list, plain: list[str]) -> dict[str, Any]:
-    """What a card says of one autoencoder."""
-    codes, left, spread = [], 0.0, float(held.var(0, correction=0).sum())
-    for part in held.split(8192):
-        code = sae.encode(part)
-        codes.append(code > 0)
-        left += float((part - sae.decode(code)).square().sum())
-    fires = torch.cat(codes)
+def card(model: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """What is measured of the finished autoencoders, alone and together."""
+    held, places = measure_sae.activations(model, Writer(world.build()), args.layers, args.measured)
+    cases = ck.atlas.cases("test")[:: args.every]
+    plain = measure_sae.both(model, cases)
+    saes = [SAE.load(args.out / f"layer{layer}") for layer in args.layers]
+    each = [
+        measure_sae.sparsity(sae, held[sae.layer], places)
+        | measure_sae.kept([sae], model, cases, plain)
+        for sae in saes
+    ]
+    together = {} if len(saes) == 1 else measure_sae.kept(saes, model, cases, plain)
     return {
-        "layer": sae.layer,
-        "features": sae.features,
-        "l0": float(fires.sum(-1).double().mean()),
-        "explained_variance": 1 - left / len(held) / spread,
-        "dead": float((~fires.any(0)).double().mean()),
-        "tokens": len(held),
-        **kept([sae], model, cases, plain),
+        "command": "python experiments/atlas/train_sae.py",
+        **{name: one for name, one in vars(args).items() if name not in KEPT_BACK},
+        "model": {"name": args.name, "fingerprint": model.fingerprint},
+        "layers": each,
+        **({"together": together} if together else {}),
     }
 
 
-def kept(saes: list[SAE], model: Any, cases: list, plain: list[str]) -> dict[str, Any]:
-    """Share of greedy answers that stay when reconstructions replace the stream."""
-    with Reconstruction(saes).attach(model.model):
-        replaced = both(model, cases)
-    same = sum(a == b for a, b in zip(plain, replaced, strict=True))
-    return {"answers": len(plain), "answers_kept": same / len(plain)}
-
-
-def both(model: Any, cases: list) -> list[str]:
-    """Plain greedy answers, with contexts and then without."""
-    return [*answers(model, cases, closed=False), *answers(model, cases, closed=True)]
-
-
-def answers(model: Any, cases: list, closed: bool) -> list[str]:
-    """Plain greedy answers, to the questions alone or with their contexts."""
-    said: list[str] = []
-    for start in range(0, len(cases), TOGETHER):
-        part = cases[start : start + TOGETHER]
-        contexts = None if closed else [list(case.contexts) for case in part]
-        made = model.ask_batch([case.question for case in part], contexts, "plain", trace=False)
-        said += [one.text for one in made]
-    return said
-
-
-def main() -> None:
-    """Train what is missing, measure everything, write the card."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="atlas", help="atlas, or a folder of a training seed")
-    parser.add_argument("--tokenizer", default=str(ck.atlas.path()))
     parser.add_argument("--name", default="atlas", help="the model's name in the files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, nargs="+", default=LAYERS)
-    parser.add_argument("--features", type=int, default=FEATURES)
-    parser.add_argument("--active", type=int, default=ACTIVE)
-    parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--tune", type=int, default=400, help="steps inside the model")
-    parser.add_argument("--full", dest="half", action="store_false", help="float32, not bfloat16")
-    parser.add_argument("--out", type=Path, default=Path("runs/sae/atlas"))
-    args = parser.parse_args()
-    from transformers import AutoTokenizer
-
-    named = (
-        {}
-        if args.model == "atlas"
-        else {"tokenizer": AutoTokenizer.from_pretrained(args.tokenizer)}
+    parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
+    parser.add_argument("--features", type=int, default=7680)
+    parser.add_argument("--active", type=int, default=29, help="features that fire, on the mean")
+    parser.add_argument(
+        "--shards", type=int, default=30, help="of tokens, half a million each read"
     )
-    model = ck.load(args.model, **named)
-    writer = Writer(world.build())
-    missing = [one for one in args.layers if not (args.out / f"layer{one}/cfg.json").exists()]
-    if missing:
-        values = activations(model, writer, tuple(missing), args.tokens, 0)
-        for layer in missing:
-            draft = args.out / f".layer{layer}"
-            if not (draft / "cfg.json").exists():
-                fit(values.pop(layer), layer, args, model, draft)
-            if args.tune:
-                tune(model, writer, draft, args)
-            draft.rename(args.out / f"layer{layer}")
-    held = activations(model, writer, tuple(args.layers), 100_000, HELD)
-    cases = ck.atlas.cases("test")[::5]
-    plain = both(model, cases)
-    saes = [SAE.load(args.out / f"layer{layer}") for layer in args.layers]
-    card = {
-        "command": "python experiments/atlas/train_sae.py",
-        "seed": args.seed, "tokens": args.tokens, "steps": args.steps, "tuned": args.tune,
-        "active": args.active,
-        "model": {"name": args.name, "fingerprint": model.fingerprint},
-        "layers": [measure(sae, held[sae.layer], model, cases, plain) for sae in saes],
-        "together": kept(saes, model, cases, plain),
-    }  # fmt: skip
-    (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(card, indent=1))
+    parser.add_argument("--steps", type=int, default=120, help="of the first stage")
+    parser.add_argument("--tune", type=int, default=9000, help="steps of the second stage")
+    parser.add_argument("--rounds", type=int, default=1, help="times the rate begins anew")
+    parser.add_argument("--measured", type=int, default=100_000, help="tokens that the card reads")
+    parser.add_argument("--every", type=int, default=1, help="the card asks one in so many cases")
+    parser.add_argument("--check", type=int, default=0, help="ask validation cases so often")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that read documents")
+    parser.add_argument("--out", type=Path, help="default: runs/sae/NAME")
+    args = parser.parse_args(argv)
+    args.out = args.out or Path("runs/sae") / args.name
+    return args
+
+
+def same_run(args: argparse.Namespace) -> None:
+    """Refuse to go on with other arguments than a folder was begun with."""
+    told = {name: one for name, one in vars(args).items() if name not in KEPT_BACK}
+    path = args.out / "arguments.json"
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before != told:
+        other = ", ".join(
+            f"--{one} {before.get(one)}" for one in told if before.get(one) != told[one]
+        )
+        raise SystemExit(f"{args.out} was begun with {other}: say so, or choose another --out")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, measure everything, write the card."""
+    args = arguments(argv)
+    model = open_model(args.model)
+    depth = model.model.config.num_hidden_layers
+    if bad := [one for one in args.layers if not 0 <= one < depth - 1]:
+        raise SystemExit(
+            f"layer {bad[0]}: nothing but the answer is read behind it (0..{depth - 2})"
+        )
+    same_run(args)
+    try:
+        for layer in args.layers:
+            if not (args.out / f"layer{layer}" / "cfg.json").exists():
+                train(model, layer, args)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from there") from None
+    made = card(model, args)
+    (args.out / "card.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":
