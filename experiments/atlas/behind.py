@@ -108,7 +108,7 @@ class Behind:
         found = []
         for _ in range(DRAWS):
             drawn = torch.randn(chance.shape, generator=noise) * chance.sqrt()
-            score = drawn - chance * (drawn * chance.sqrt()).sum(-1, keepdim=True)
+            score = drawn - chance * drawn.sum(-1, keepdim=True)
             (made,) = torch.autograd.grad(logits, held["values"], score, retain_graph=True)
             found.append(made[real])
         return held["values"].detach()[real], answers[real], torch.stack(found)

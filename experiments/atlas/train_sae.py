@@ -63,9 +63,12 @@ def collected(model: Any, layer: int, folder: Path, args: argparse.Namespace) ->
     missing = [one for one in wanted if not (folder / f"{one:04}.safetensors").exists()]
     if missing:
         tasks = [(args.model, layer, folder, one) for one in missing]
-        with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-            for done, _ in enumerate(pool.imap_unordered(behind.collect, tasks), 1):
-                print(f"\r{done} of {len(missing)} shards of tokens", end="", flush=True)
+        workers = multiprocessing.get_context("spawn").Pool(args.jobs) if args.jobs > 1 else None
+        made = (
+            workers.imap_unordered(behind.collect, tasks) if workers else map(behind.collect, tasks)
+        )
+        for done, _ in enumerate(made, 1):
+            print(f"\r{done} of {len(missing)} shards of tokens", end="", flush=True)
         print()
     return behind.Pool(folder, args.shards)
 
@@ -193,10 +196,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--features", type=int, default=7680)
     parser.add_argument("--active", type=int, default=29, help="features that fire, on the mean")
     parser.add_argument(
-        "--shards", type=int, default=30, help="of tokens, half a million each read"
+        "--shards", type=int, default=20, help="of tokens, half a million each read"
     )
     parser.add_argument("--steps", type=int, default=120, help="of the first stage")
-    parser.add_argument("--tune", type=int, default=9000, help="steps of the second stage")
+    parser.add_argument("--tune", type=int, default=8000, help="steps of the second stage")
     parser.add_argument("--rounds", type=int, default=1, help="times the rate begins anew")
     parser.add_argument("--measured", type=int, default=100_000, help="tokens that the card reads")
     parser.add_argument("--every", type=int, default=1, help="the card asks one in so many cases")

@@ -107,9 +107,10 @@ class Tuner:
         """One threshold for all features, which lets as many fire as should."""
         y, _, _, cost = self.pool.draw(1024, -9)
         codes = torch.cat([y, torch.ones(len(y), 1)], 1) @ self.state.encoder.T
-        best, order = codes.topk(256, dim=-1)
+        most = min(256, codes.shape[1])
+        best, order = codes.topk(most, dim=-1)
         best, order = best.flatten().sort(descending=True)
-        paid = cost.repeat_interleave(256)[order].cumsum(0) / cost.sum()
+        paid = cost.repeat_interleave(most)[order].cumsum(0) / cost.sum()
         self.state.threshold.fill_(float(best[paid < self.active][-1]))
 
     def _metric(self, e: Tensor, answer: Tensor) -> Tensor:
