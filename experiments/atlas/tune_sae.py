@@ -34,13 +34,15 @@ PULL = 1.0
 """How much of the price is also a smooth cost of a code's size, log(1 + z / threshold)."""
 MOST = 10.0
 """A token pulls at most as much as so many: one that is far out must not lead all others astray."""
+RIDGE = 0.1
+"""Added to the spread of the tokens, one being the mean, where a feature begins to read."""
 NEAR = 1.5
 """A code is just above its threshold up to so many times it."""
 STEP = 0.03
 """Of a threshold's logarithm."""
-SILENT, WOKEN, AWAKE = 200, 256, 0.7
-"""Steps after which a feature that did not fire is begun anew, how many at once, and until which
-part of a round."""
+SILENT, WOKEN, AWAKE, FEW = 200, 256, 0.75, 8
+"""Steps after which a feature that did not fire is begun anew, how many at once, until which part
+of a round, and at how many of a step's tokens it fires then."""
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Tuner:
         x, answer, weight, _ = (torch.cat(part) for part in zip(*everything, strict=True))
         whole = float((self._metric(x, answer) * x).sum(-1).mul(weight).mean())
         self.forms = (frame.before / whole, frame.answers / whole)
-        self.spread = torch.linalg.inv(x.T @ x / len(x) + 1e-3 * torch.eye(size))
+        self.spread = torch.linalg.inv(x.T @ x / len(x) + RIDGE * torch.eye(size))
         self.all = torch.empty(ROWS, len(state.decoder))
         self.on = torch.empty(ROWS, len(state.decoder), dtype=torch.bool)
 
@@ -177,7 +179,9 @@ class Tuner:
     def _wake(self, y: Tensor, e: Tensor, worst: Tensor) -> None:
         """Begin silent features anew, each at a token that was rebuilt badly.
 
-        It fires at what lies near the token, in coordinates in which tokens are spread evenly.
+        It writes what was left out there, and reads for it: in coordinates in which tokens are
+        spread evenly it fires at the `FEW` of these tokens that lie furthest that way. One that
+        knew a single token would be silent again.
         """
         s = self.state
         silent = (s.fired > SILENT).nonzero()[:WOKEN, 0]
@@ -187,9 +191,12 @@ class Tuner:
         tokens = torch.multinomial(worst.clamp_min(1e-12), len(silent), generator=chance)
         left = -e[tokens]
         size = left.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        reads = y[tokens] @ self.spread
-        reads = reads * size / (reads * y[tokens]).sum(-1, keepdim=True)
-        s.encoder[silent] = torch.cat([reads, torch.zeros(len(silent), 1)], 1)
+        reads = left @ self.spread
+        along, _ = (reads @ y.T).topk(FEW + 1, dim=-1)
+        # The furthest is read as all that was left out, the first that is not read as half of it.
+        slope = size / 2 / (along[:, :1] - along[:, -1:]).clamp_min(1e-6)
+        bias = size / 2 - slope * along[:, -1:]
+        s.encoder[silent] = torch.cat([reads * slope, bias], 1)
         s.decoder[silent] = left / size
         s.threshold[silent] = size[:, 0] / 2
         for one in (s.encoder_mean, s.decoder_mean, s.encoder_size, s.decoder_size,

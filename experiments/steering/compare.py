@@ -7,7 +7,9 @@ Every family has 24 settings for each source; `free` is the one that gives most 
 source, `kept` the best one that loses at most two points of agreement, of reading about invented
 subjects and of closed-book recall. CAD, AdaCAD, JuICE and PH3 are those of `experiments/heads`,
 chosen in the same way on the same cases. Writes results/<seed>.json; answers are kept below
-runs/steering, so the same command goes on where it was cut short. `told.py` makes a page of it.
+runs/steering, so the same command goes on where it was cut short. `--only spare`, after new
+autoencoders, takes what the other families chose and reached from results/<seed>.json, where the
+model, the versions and the cases are the same. `told.py` makes a page of it.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ GATED = {**heads.CURVED, **heads.GUARDED}
 GATES = ("probe > 0.5 at prompt", "jsd > 0.1 at prompt", "jsd > 0.3 at prompt")
 
 Policies = dict[str, Policy]
+Figures = Mapping[str, Any]
+"""Family -> what is known of it from an earlier run."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,9 @@ def changed(policy: Policy, *, when: str | None = None, **params: Any) -> Policy
     return replace(policy, controller=Controller(made, when))
 
 
-def tuned(bench: Bench, fitted: Any) -> tuple[dict[str, Any], dict[str, Any], Policies]:
+def tuned(
+    bench: Bench, fitted: Any, known: Figures
+) -> tuple[dict[str, Any], dict[str, Any], Policies]:
     """What the validation split chooses, what it reached, and the policies by label."""
     cases = bench.seed.drawn("validation", TUNED)
     plain = heads.rates(bench.answered("tune-plain", cases, {}, ["plain"]))["plain"]
@@ -151,6 +157,11 @@ def tuned(bench: Bench, fitted: Any) -> tuple[dict[str, Any], dict[str, Any], Po
     policies: Policies = {}
     for side in SIDES:
         for family, several in settings(fitted, side).items():
+            if family in known:
+                reached |= {one: known[family]["tuning"][one] for one in several}
+                policies |= several
+                chosen.setdefault(family, {})[side] = known[family]["chosen"][side]
+                continue
             table = heads.rates(bench.answered(f"tune-{family}-{side}", cases, several))
             reached |= table
             policies |= several
@@ -257,11 +268,14 @@ def _live(bench: Bench, sae: SAE, draw: torch.Generator, count: int, side: str) 
     return [mine[one] for one in order[:count]]
 
 
-def controlled(bench: Bench, chosen: Any, policies: Policies) -> dict[str, Any]:
+def controlled(bench: Bench, chosen: Any, policies: Policies, known: Figures) -> dict[str, Any]:
     """The chosen setting of every family among 20 random ones, in answers from each source."""
     cases = bench.seed.drawn("test", heads.CONTROLLED)
     found = {}
     for family, side in itertools.product(FAMILIES, SIDES):
+        if family in known:
+            found[f"{family} {side}"] = known[family]["random"][side]
+            continue
         label = chosen[family][side]["free"]
         several = {label: policies[label], **random_ones(bench, policies[label])}
         table = heads.rates(bench.answered(f"random-{family}-{side}", cases, several))
@@ -276,11 +290,14 @@ def controlled(bench: Bench, chosen: Any, policies: Policies) -> dict[str, Any]:
     return found
 
 
-def gated(bench: Bench, chosen: Any, policies: Policies) -> dict[str, Any]:
+def gated(bench: Bench, chosen: Any, policies: Policies, known: Figures) -> dict[str, Any]:
     """Always on against gates, towards the context: what they keep, and what they cost."""
     cases = bench.seed.drawn("test", GATED)
     found = {}
     for family in ("spare", "caa"):
+        if family in known:
+            found[family] = known[family]["gated"]
+            continue
         label = chosen[family]["context"]["free"]
         base = policies[label]
         params: dict[str, Any] = {}
@@ -292,16 +309,45 @@ def gated(bench: Bench, chosen: Any, policies: Policies) -> dict[str, Any]:
     return found
 
 
+def known(bench: Bench, only: Sequence[str]) -> Figures:
+    """What an earlier run found of the families that are not run again.
+
+    Raises:
+        SystemExit: it was of another model, other versions or other cases.
+    """
+    if not only:
+        return {}
+    path = HERE / "results" / f"{bench.seed.name}.json"
+    past = json.loads(path.read_text(encoding="utf-8"))
+    if past["model"]["fingerprint"] != bench.seed.model.fingerprint or (
+        past["versions"] != bench.seed.versions
+    ):
+        raise SystemExit(f"{path} is of another model or other versions: leave out --only")
+    return {
+        family: {
+            "tuning": past["tuning"],
+            "chosen": past["chosen"][family],
+            "random": {side: past["random"][f"{family} {side}"] for side in SIDES},
+            "gated": past["gated"].get(family),
+            "declined": past["declined"],
+        }
+        for family in FAMILIES
+        if family not in only
+    }
+
+
 def main() -> None:
     """All stages, each kept."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--seed", default="seed2", help="seed0, seed1 or seed2 (it ships)")
     options.add_argument("--runs", type=Path, default=Path("runs/steering"), help="keeps answers")
     options.add_argument("--heads", type=Path, default=Path("runs/heads"), help="rivals' answers")
+    options.add_argument("--only", nargs="+", choices=FAMILIES, default=[], help="run anew")
     arguments = options.parse_args()
     bench = Bench(Seed(arguments.seed, arguments.heads), arguments.runs)
+    past = known(bench, arguments.only)
     fitted = bench.fitted()
-    chosen, tuning, policies = tuned(bench, fitted)
+    chosen, tuning, policies = tuned(bench, fitted, past)
     about = {
         file.stem: json.loads(file.read_text())
         for file in sorted((bench.folder / "fits").glob("*.about"))
@@ -314,9 +360,9 @@ def main() -> None:
         "fits": about,
         "tuning": tuning,
         **tested(bench, chosen, policies),
-        "random": controlled(bench, chosen, policies),
-        "gated": gated(bench, chosen, policies),
-        "declined": declined(bench),
+        "random": controlled(bench, chosen, policies, past),
+        "gated": gated(bench, chosen, policies, past),
+        "declined": next(iter(past.values()))["declined"] if past else declined(bench),
     }
     (HERE / "results").mkdir(exist_ok=True)
     path = HERE / "results" / f"{bench.seed.name}.json"

@@ -9,6 +9,7 @@ fails until it is.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from compare import LAYERS, LEARNT
 from declined import PAIRS, SHARE, strangers
 
 import conflictkit as ck
+from conflictkit.interventions.sae import SAE, by_layer
 from conflictkit.mechanics.steering import METHODS, fit_refusal, fit_steering
 
 PACKAGE = Path(ck.atlas.__file__).parent
@@ -25,10 +27,15 @@ SAES = Path("runs/sae/atlas")
 
 def main() -> None:
     """Copy, fit, write, and say what came out."""
-    for layer in LAYERS:
-        place = PACKAGE / "saes" / f"layer{layer}"
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(SAES / f"layer{layer}", place)
+    found = by_layer([str(SAES)])
+    card = json.loads((SAES / "card.json").read_text(encoding="utf-8"))
+    for row in card["layers"]:
+        if row["layer"] not in found or SAE.load(found[row["layer"]]).digest != row["digest"]:
+            raise SystemExit(f"{SAES}: the card is not of these files; run train_sae.py again")
+    for old in (PACKAGE / "saes").glob("layer*"):
+        shutil.rmtree(old)
+    for layer, place in found.items():
+        shutil.copytree(place, PACKAGE / "saes" / f"layer{layer}")
     shutil.copyfile(SAES / "card.json", PACKAGE / "saes" / "card.json")
     model = ck.load("atlas")
     cases = [one for one in ck.atlas.cases("train") if one.state in ("correction", "resistance")]
@@ -36,7 +43,8 @@ def main() -> None:
     folder = PACKAGE / "steering"
     folder.mkdir(exist_ok=True)
     for method in METHODS:
-        made = fit_steering(model, cases, method, layers=LAYERS, keep="runs/steering/shipped")
+        layers = sorted(found) if method == "spare" else LAYERS
+        made = fit_steering(model, cases, method, layers=layers, keep="runs/steering/shipped")
         made.policy.save(folder / f"{method}.json")
         print(method, dict(made.about), flush=True)
     known = random.Random(0).sample(ck.atlas.cases("train", "agreement"), PAIRS)

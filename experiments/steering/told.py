@@ -66,7 +66,7 @@ def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
             yield (
                 f"| {name} | {row['layer']} | {row['features']:,} | {row['l0']:.1f} | "
                 f"{100 * row['explained_variance']:.1f} % | {100 * row['dead']:.1f} % | "
-                f"{100 * row['answers_kept']:.1f} % |"
+                f"{100 * row['answers_kept']:.1f} %{_between(row)} |"
             )
     yield ""
     told = each(
@@ -83,6 +83,14 @@ def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield f"- Features of context + memory that SpARE takes: {told}."
     yield ""
     yield from _noise()
+
+
+def _between(row: Mapping[str, Any]) -> str:
+    """The interval of the answers kept; older cards have none."""
+    if "answers_kept_low" not in row:
+        return f" (of {row['answers']})"
+    low, high = 100 * row["answers_kept_low"], 100 * row["answers_kept_high"]
+    return f" ({low:.1f}..{high:.1f}, of {row['answers']:,})"
 
 
 def _noise() -> Iterator[str]:

@@ -42,12 +42,16 @@ def frame() -> behind.Frame:
     )  # fmt: skip
 
 
-class Drawn:
-    """A pool that draws its own tokens."""
+class Drawn(behind.Pool):
+    """A pool that draws its own tokens; the first one `far` times as far out as the others."""
+
+    def __init__(self, far: float = 1.0) -> None:
+        self.far = far
 
     def draw(self, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         own = torch.Generator().manual_seed(seed)
         x = torch.randn(count, WIDTH, generator=own)
+        x[0] *= self.far
         answer = torch.rand(count, generator=own) < 0.4
         weight, cost = torch.rand(2, count, generator=own) * 2
         return x, answer, weight, cost
@@ -103,6 +107,7 @@ def test_sparse_gradients_are_those_of_the_written_out_loss(
     (lost(tuner, codes, decoder) + pull).backward()
     tuner.step(0.0, wake=False)
     for mean, exact in ((state.encoder_mean, encoder.grad), (state.decoder_mean, decoder.grad)):
+        assert exact is not None
         torch.testing.assert_close(mean.double(), 0.1 * exact, rtol=2e-4, atol=1e-6)
     assert float(state.numbers[1]) == pytest.approx(price, rel=1e-5)
 
@@ -141,52 +146,59 @@ def test_the_price_brings_the_asked_number_to_fire(
     frame: behind.Frame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune_sae, "ROWS", ROWS)
-    for asked in (2.0, 6.0):
+    for asked in (1.5, 4.0):
         made = tune_sae.Tuner(begun(), frame, Drawn(), asked)
-        for _ in range(600):
+        for _ in range(1500):
             made.step(tune_sae.RATE / 4, wake=False)
-        assert float(made.state.numbers[2]) == pytest.approx(asked, rel=0.15)
+        assert float(made.state.numbers[2]) == pytest.approx(asked, rel=0.2)
 
 
-def test_one_far_token_does_not_lead_all_others(tuner: tune_sae.Tuner) -> None:
-    drawn = Drawn().draw(ROWS, 0)
+def test_one_far_token_pulls_at_most_as_much_as_ten(
+    frame: behind.Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_sae, "ROWS", ROWS)
     sizes = []
-    for far in (1e4, 1e8):
-        made = tune_sae.Tuner.__new__(tune_sae.Tuner)
-        made.__dict__.update(tuner.__dict__)
-        made.state = begun()
+    for most in (tune_sae.MOST, 1e30):
+        monkeypatch.setattr(tune_sae, "MOST", most)
+        made = tune_sae.Tuner(begun(), frame, Drawn(), 5.0)
         made.state.numbers[1] = 1e-9
-        x = drawn[0].clone()
-        x[0] *= far
-        made.pool = SimpleNamespace(draw=lambda *_, x=x: (x, *drawn[1:]))
+        made.pool = Drawn(1e6)
         made.step(0.0, wake=False)
-        sizes.append(made.state.decoder_mean.norm() / far**2)
-    # Unbounded, both would be alike: an error grows with the token, and so does its code.
-    assert sizes[1] <= sizes[0] * 1.01
-    bounded = tune_sae.MOST / ROWS
-    assert bounded < 1
+        sizes.append(float(made.state.decoder_mean.norm()))
+    # Of ROWS tokens' mean pull, nearly all of it is this one's.
+    assert sizes[0] / sizes[1] == pytest.approx(10 / ROWS, rel=0.01)
 
 
 def test_silent_features_begin_at_tokens_that_are_rebuilt_badly(tuner: tune_sae.Tuner) -> None:
     state = tuner.state
     state.fired[4:7] = tune_sae.SILENT + 1
+    state.decoder_mean[:] = 1.0
     y = Drawn().draw(ROWS, 50)[0]
-    e = -y  # nothing was rebuilt
+    left = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(8))
     worst = torch.zeros(ROWS)
     worst[[8, 9, 10]] = 1.0
     others = [one for one in range(FEATURES) if not 4 <= one < 7]
     before = {one.name: getattr(state, one.name).clone() for one in fields(state)}
-    tuner._wake(y, e, worst)
-    assert torch.equal(state.encoder[others], before["encoder"][others])
-    assert torch.equal(state.decoder[others], before["decoder"][others])
-    codes = torch.cat([y, torch.ones(ROWS, 1)], 1) @ state.encoder[4:7].T
-    found = codes * (codes > state.threshold[4:7])
-    mine = {int(found[[8, 9, 10], one].argmax()) + 8 for one in range(3)}
-    assert mine == {8, 9, 10}
-    for one in range(3):
-        token = int(found[[8, 9, 10], one].argmax()) + 8
-        torch.testing.assert_close(found[token, one] * state.decoder[4 + one], y[token])
+    tuner._wake(y, -left, worst)
+    for name in ("encoder", "decoder", "threshold", "decoder_mean"):
+        assert torch.equal(getattr(state, name)[others], before[name][others])
     assert (state.fired[4:7] == 0).all()
+    assert (state.decoder_mean[4:7] == 0).all()
+    codes = torch.cat([y, torch.ones(ROWS, 1)], 1) @ state.encoder[4:7].T
+    begun_at = set()
+    for one in range(3):
+        token = next(t for t in (8, 9, 10) if torch.allclose(
+            state.decoder[4 + one], left[t] / left[t].norm()
+        ))  # fmt: skip
+        begun_at.add(token)
+        fires = codes[:, one] > state.threshold[4 + one]
+        assert int(fires.sum()) == tune_sae.FEW
+        assert float(codes[:, one].max()) == pytest.approx(float(left[token].norm()), rel=1e-4)
+        assert float(codes[fires, one].min()) >= float(left[token].norm()) / 2
+        # It reads where that direction is strong, not at tokens by chance.
+        toward = y @ left[token]
+        assert toward[fires].mean() > toward[~fires].mean() + toward.std()
+    assert begun_at == {8, 9, 10}
 
 
 def test_a_killed_run_ends_in_the_same_weights(
@@ -247,7 +259,7 @@ def test_draws_of_gradients_have_the_fisher_information_as_their_covariance() ->
     ids = torch.tensor([[1, 5, 7, 3, 9], [2, 4, 6, 0, 0]])
     weights = torch.tensor([[0, 0.2, 4, 4], [0.2, 4, 0, 0]])
     seen = behind.Behind(model, 0)
-    found = [seen.gradients(stream.Batch(ids, weights), seed) for seed in range(700)]
+    found = [seen.gradients(stream.Batch(ids, weights), seed) for seed in range(1000)]
     values, answers = found[0][:2]
     assert answers.tolist() == [False, False, True, True, False, True, False]
     draws = torch.cat([one[2] for one in found]).double()  # [draws, tokens, width]
@@ -263,7 +275,7 @@ def test_draws_of_gradients_have_the_fisher_information_as_their_covariance() ->
         finally:
             hook.remove()
 
-    jacobian = torch.autograd.functional.jacobian(rest, hidden)
+    jacobian: Any = torch.autograd.functional.jacobian(rest, hidden)
     chance = rest(hidden).softmax(-1)
     for row, place in (weights == 4).nonzero().tolist():
         p = chance[row, place]
@@ -276,7 +288,7 @@ def test_draws_of_gradients_have_the_fisher_information_as_their_covariance() ->
     mean = torch.einsum("dti,dtj->tij", draws, draws) / len(draws)
     for token in range(len(kept)):
         size = kept[token].norm()
-        assert (mean[token] - kept[token]).norm() <= 0.2 * size + 1e-9
+        assert (mean[token] - kept[token]).norm() <= 0.15 * size + 1e-9
 
 
 def test_tokens_are_drawn_by_what_hangs_on_them_and_weighed_back(
