@@ -194,12 +194,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
     parser.add_argument("--features", type=int, default=7680)
-    parser.add_argument("--active", type=int, default=29, help="features that fire, on the mean")
+    parser.add_argument("--active", type=int, default=32, help="features that fire, on the mean")
     parser.add_argument(
         "--shards", type=int, default=20, help="of tokens, half a million each read"
     )
     parser.add_argument("--steps", type=int, default=120, help="of the first stage")
-    parser.add_argument("--tune", type=int, default=14000, help="steps of the second stage")
+    parser.add_argument("--tune", type=int, default=15000, help="steps of the second stage")
     parser.add_argument("--rounds", type=int, default=1, help="times the rate begins anew")
     parser.add_argument("--measured", type=int, default=100_000, help="tokens that the card reads")
     parser.add_argument("--every", type=int, default=1, help="the card asks one in so many cases")

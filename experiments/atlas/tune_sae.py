@@ -32,6 +32,8 @@ OWN = 0.02
 """What the share of the stream's variance that is left out counts."""
 PULL = 1.0
 """How much of the price is also a smooth cost of a code's size, log(1 + z / threshold)."""
+NEVER = 6e4
+"""The threshold of a feature that is silent for good: half precision ends at 65,504."""
 MOST = 10.0
 """A token pulls at most as much as so many: one that is far out must not lead all others astray."""
 RIDGE = 0.1
@@ -237,7 +239,7 @@ def finish(state: State, sae: SAE, frame: Frame) -> SAE:
     encoder = (state.encoder[:, :-1] @ frame.to) * size[:, None]
     return replace(
         sae, encoder=encoder.T.contiguous(), decoder=decoder / size[:, None],
-        bias=state.encoder[:, -1] * size, threshold=state.threshold * size,
+        bias=state.encoder[:, -1] * size, threshold=(state.threshold * size).clamp_max(NEVER),
         decoder_bias=frame.centre, kind="jumprelu", k=None, norm="none", centred=True,
     )  # fmt: skip
 

@@ -23,6 +23,9 @@ from conflictkit.mechanics.steering import METHODS, fit_refusal, fit_steering
 
 PACKAGE = Path(ck.atlas.__file__).parent
 SAES = Path("runs/sae/atlas")
+SPARE_SHARE = 0.003
+"""Of 0.003, 0.01, 0.02, 0.03 and 0.07 the one that settles most of 96 validation disputes, either
+way: where a hundred features fire, most of those that tell say the same."""
 
 
 def main() -> None:
@@ -44,7 +47,10 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for method in METHODS:
         layers = sorted(found) if method == "spare" else LAYERS
-        made = fit_steering(model, cases, method, layers=layers, keep="runs/steering/shipped")
+        made = fit_steering(
+            model, cases, method, layers=layers, keep="runs/steering/shipped",
+            **({"share": SPARE_SHARE} if method == "spare" else {}),
+        )  # fmt: skip
         made.policy.save(folder / f"{method}.json")
         print(method, dict(made.about), flush=True)
     known = random.Random(0).sample(ck.atlas.cases("train", "agreement"), PAIRS)

@@ -59,6 +59,7 @@ def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
 def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield "### The autoencoders"
     yield ""
+    yield from _ships(seeds)
     yield "| seed | layer | features | L0 | explained variance | dead | greedy answers kept |"
     yield "|---|---|---|---|---|---|---|"
     for name, one in seeds.items():
@@ -83,6 +84,29 @@ def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield f"- Features of context + memory that SpARE takes: {told}."
     yield ""
     yield from _noise()
+
+
+def _ships(seeds: Mapping[str, Figures]) -> Iterator[str]:
+    """What the package holds, where the comparisons were made with others."""
+    file = HERE.parents[1] / "conflictkit/atlas/saes/card.json"
+    card = json.loads(file.read_text(encoding="utf-8"))
+    older = [name for name, one in seeds.items() if not any(
+        "digest" in row for row in one["autoencoders"]["layers"]
+    )]  # fmt: skip
+    if older:
+        rows = "; ".join(
+            f"layer {row['layer']}, {row['features']:,} features of which "
+            f"{100 * row['dead']:.0f} % are dead, L0 "
+            f"{row['l0']:.1f} ({row['l0_at_answers']:.0f} at answers), "
+            f"{100 * row['explained_variance']:.1f} % of the variance, "
+            f"{100 * row['answers_kept']:.1f} % of greedy answers kept{_between(row)}"
+            for row in card["layers"]
+        )
+        yield (
+            f"Figures of {', '.join(older)} below are of the autoencoders in this table. The "
+            f"package ships a later one: {rows}."
+        )
+        yield ""
 
 
 def _between(row: Mapping[str, Any]) -> str:

@@ -68,7 +68,9 @@ def test_the_autoencoders_are_small_and_belong_to_the_shipped_weights(
     for sae, row in zip(saes, card["layers"], strict=True):
         sae.check("atlas", atlas.fingerprint, 192, 6)
         assert row["l0"] <= 32
+        assert row["answers_kept"] >= 0.95
         assert row["features"] == sae.features
+        assert row["digest"] == sae.digest, "the card is of other weights"
 
 
 @pytest.mark.slow
