@@ -96,7 +96,10 @@ class Behind:
 
         hook = anatomy.find(hf).layers[self.layer].register_forward_hook(cut)
         ids = batch.ids[:, :-1]
-        real, answers = ids != self.model.tokenizer.pad_token_id, batch.weights == 4.0
+        real, answers = (
+            ids != self.model.tokenizer.pad_token_id,
+            batch.weights == stream.ANSWER_WEIGHT,
+        )
         try:
             with torch.enable_grad():
                 states = hf.model(input_ids=ids, use_cache=False).last_hidden_state

@@ -10,6 +10,7 @@ as it is: a killed run goes on with the same command and ends in the same weight
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import sys
@@ -63,12 +64,13 @@ def collected(model: Any, layer: int, folder: Path, args: argparse.Namespace) ->
     missing = [one for one in wanted if not (folder / f"{one:04}.safetensors").exists()]
     if missing:
         tasks = [(args.model, layer, folder, one) for one in missing]
-        workers = multiprocessing.get_context("spawn").Pool(args.jobs) if args.jobs > 1 else None
-        made = (
-            workers.imap_unordered(behind.collect, tasks) if workers else map(behind.collect, tasks)
-        )
-        for done, _ in enumerate(made, 1):
-            print(f"\r{done} of {len(missing)} shards of tokens", end="", flush=True)
+        with contextlib.ExitStack() as stack:
+            made = map(behind.collect, tasks)
+            if args.jobs > 1:
+                pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(args.jobs))
+                made = pool.imap_unordered(behind.collect, tasks)
+            for done, _ in enumerate(made, 1):
+                print(f"\r{done} of {len(missing)} shards of tokens", end="", flush=True)
         print()
     return behind.Pool(folder, args.shards)
 
