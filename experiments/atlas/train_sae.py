@@ -42,13 +42,13 @@ KEPT_BACK = {"out", "check", "jobs"}
 
 
 def open_model(source: str) -> Any:
-    """Atlas, or the weights of another training seed; not to be learnt."""
+    """Atlas, or the weights of another training seed, in float32; not to be learnt."""
     from transformers import AutoTokenizer
 
     named = (
         {} if source == "atlas" else {"tokenizer": AutoTokenizer.from_pretrained(ck.atlas.path())}
     )
-    model = ck.load(source, **named)
+    model = ck.load(source, dtype="float32", **named)
     model.model.requires_grad_(False)
     return model
 

@@ -51,7 +51,7 @@ FAMILIES = ("spare", "caa", "repe", "iti")
 RIVALS = ("cad", "adacad", "juice", "ph3")
 LEARNT = 600
 """Conflicts of the train split that features and directions come from."""
-DEGREES, SHARES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), (0.03, 0.07, 0.15, 0.3)
+DEGREES, SHARES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0), (0.003, 0.01, 0.03, 0.1)
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 PLACES = ("last_prompt", "generated", "all")
 RANDOM_SETS = 20
