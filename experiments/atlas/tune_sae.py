@@ -38,6 +38,8 @@ MOST = 10.0
 """A token pulls at most as much as so many: one that is far out must not lead all others astray."""
 RIDGE = 0.1
 """Added to the spread of the tokens, one being the mean, where a feature begins to read."""
+LOUD = 3.0
+"""A feature that writes so many times a token, and the mean one, is wrong: it is begun anew."""
 NEAR = 1.5
 """A code is just above its threshold up to so many times it."""
 STEP = 0.03
@@ -129,9 +131,7 @@ class Tuner:
         inside = torch.cat([y, torch.ones(count, 1)], 1)
         torch.mm(inside, s.encoder.T, out=self.all)
         torch.gt(self.all, s.threshold, out=self.on)
-        place = torch.from_numpy(np.flatnonzero(self.on.numpy()))
-        rows, columns = place // features, place % features
-        z = self.all.view(-1)[place]
+        rows, columns, z = self._codes(y)
         starts = _starts(rows, count)
         codes = _sparse(starts, columns, z, (count, features))
         e = codes @ s.decoder - y
@@ -177,6 +177,22 @@ class Tuner:
         at = answer[rows]
         told["at answers"] = float(charge[at].sum() / cost[answer].sum())
         return told | {"silent": float((s.fired > SILENT).double().mean())}
+
+    def _codes(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, features and sizes of what fires; a feature that is far too loud is silenced."""
+        s = self.state
+        size = y.norm(dim=-1)
+        while True:
+            place = torch.from_numpy(np.flatnonzero(self.on.numpy()))
+            rows, columns = place // len(s.decoder), place % len(s.decoder)
+            z = self.all.view(-1)[place]
+            loud = z * s.decoder.norm(dim=-1)[columns] > LOUD * (size + size.mean())[rows]
+            if not loud.any():
+                return rows, columns, z
+            wrong = columns[loud].unique()
+            s.threshold[wrong] = torch.inf
+            s.fired[wrong] = SILENT
+            self.on[:, wrong] = False
 
     def _wake(self, y: Tensor, e: Tensor, worst: Tensor) -> None:
         """Begin silent features anew, each at a token that was rebuilt badly.

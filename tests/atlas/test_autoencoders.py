@@ -169,6 +169,23 @@ def test_one_far_token_pulls_at_most_as_much_as_ten(
     assert sizes[0] / sizes[1] == pytest.approx(10 / ROWS, rel=0.01)
 
 
+def test_a_feature_that_is_far_too_loud_is_begun_anew(tuner: tune_sae.Tuner) -> None:
+    """On another seed one that had just begun wrote thousands of times a token: all was lost."""
+    tuner.state.numbers[1] = 1e-9
+    usual = tuner.step(0.0, wake=False)["lost"]
+    assert torch.isfinite(tuner.state.threshold).all()
+    tuner.state.numbers[0] = 0  # the same tokens again
+    tuner.state.encoder[3] *= 1e4
+    tuner.state.decoder_mean.zero_()
+    assert tuner.step(0.0, wake=False)["lost"] < 2 * usual
+    silent = torch.isinf(tuner.state.threshold).nonzero()[:, 0].tolist()
+    assert silent == [3]
+    assert float(tuner.state.decoder_mean[3].abs().max()) == 0.0
+    tuner.state.numbers[0] = 20
+    tuner.step(0.01, wake=True)
+    assert torch.isfinite(tuner.state.threshold[3])
+
+
 def test_silent_features_begin_at_tokens_that_are_rebuilt_badly(tuner: tune_sae.Tuner) -> None:
     state = tuner.state
     state.fired[4:7] = tune_sae.SILENT + 1
