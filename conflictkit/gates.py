@@ -150,6 +150,8 @@ class Gate:
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the streams that the detector reads."""
+        if self.probe is not None:
+            return self.probe.needs
         if self.reads_activations:
             return ("context",)
         return detectors.get(self.detector).needs
@@ -174,15 +176,15 @@ class Gate:
     def _score(self, step: Step) -> Tensor:
         if not self.reads_activations:
             return detectors.get(self.detector)(step)
-        name = "{}.{}".format(*(self.place or ("", "")))
+        name = "{}.{}".format(*(self.place or ("", ""))) if self.probe is None else self.probe.place
         if name not in step.activations:
             raise InvalidParameterError(
                 f"the gate '{self}' reads activations: it works in ask, evaluate and "
                 "generate(custom_generate=conflictkit.decode), with a probe (probe=FILE)"
             )
-        values = step.activations[name]
         if self.probe is not None:
-            return self.probe(values).to(step.logits.device)
+            return self.probe.at(step).to(step.logits.device)
+        values = step.activations[name]
         return STATISTICS[self.detector.partition("@")[0]](values).to(step.logits.device)
 
     def initial(self, batch: int, device: torch.device | str = "cpu") -> State:

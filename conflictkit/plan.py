@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from conflictkit.controller import Controller
+from conflictkit.detectors.probe import HEADS
 from conflictkit.interventions.activations import Edit, Edits
 from conflictkit.interventions.edited import EditRule, Prompts
-from conflictkit.interventions.taps import LayerTap
+from conflictkit.interventions.taps import LayerTap, ReadingTap
 from conflictkit.per_row import PerRow
 from conflictkit.prompt_cache import PromptCache
 from conflictkit.streams import Stream
@@ -55,9 +56,10 @@ def open_streams(
     wanted = dict.fromkeys(control.needs if names is None else names)
     lengths = [len(row) for row in prompts.get("context", ())]
     changes = _edits(control, Prompts(lengths, spans))
-    tap = _tap(control)
-    if tap is not None:
-        changes.setdefault("context", []).append((tap, None))
+    looked: dict[str, Any] = {}
+    taps = _taps(control, looked)
+    if taps:
+        changes.setdefault("context", []).extend((tap, None) for tap in taps)
     # In this order, because an edit may need what another stream has just computed.
     streams: dict[str, Stream] = {}
     for name in sorted(wanted, key=lambda name: name in EDITED):
@@ -70,7 +72,7 @@ def open_streams(
             edits, whose = [edit for edit, _ in own], [rows for _, rows in own]
             acting = Edits(model, edits, prompt_lengths=lengths, only=whose)
         origin = streams.get("context") if name == "masked" else None
-        seen = tap.values if tap is not None and name == "context" else None
+        seen = looked if taps and name == "context" else None
         streams[name] = Stream(
             model,
             ids,
@@ -96,11 +98,14 @@ def _controllers(control: Control) -> list[tuple[Controller, Tensor | None]]:
     return [(control, None)] if isinstance(control, Controller) else []
 
 
-def _tap(control: Control) -> LayerTap | None:
-    """What the gates' probes read of the context stream."""
-    gates = [one.gate for one, _ in _controllers(control)]
-    places = [gate.place for gate in gates if gate is not None and gate.place is not None]
-    return LayerTap(places) if places else None
+def _taps(control: Control, values: dict[str, Any]) -> list[LayerTap | ReadingTap]:
+    """What the gates' probes read of the context stream, and put into `values`."""
+    gates = [one.gate for one, _ in _controllers(control) if one.gate is not None]
+    probes = {one.probe.place: one.probe for one in gates if one.probe is not None}
+    reading = [one for one in probes.values() if one.kind == HEADS]
+    places = [one.place for one in gates if one.place is not None and one.place[0] != HEADS]
+    taps: list[Any] = [LayerTap(places, values)] if places else []
+    return taps + [ReadingTap(one.place, one.layer, one.weights, values) for one in reading]
 
 
 def _edits(control: Control, prompts: Prompts) -> dict[str, list[Whose]]:

@@ -36,7 +36,7 @@ def fit_probe(
         ),
     ] = "conflict",
     kinds: Annotated[
-        str, typer.Option(metavar="LIST", help="Some of residual,attention,mlp.")
+        str, typer.Option(metavar="LIST", help="Some of residual,attention,mlp,heads.")
     ] = "residual",
     layers: Annotated[
         str | None, typer.Option(metavar="LIST", help="As in 3,4,8; by default all, from 0.")
@@ -129,9 +129,10 @@ def _lines(probed: Probed, out: str) -> Iterator[str]:
             "?" if end is None else f"{end:.3f}" for end in (one.auroc_low, one.auroc_high)
         )
         mark = "  <- kept" if (one.kind, one.layer) == best else ""
+        penalty = f"{'-':>7}" if one.strength is None else f"{one.strength:>7g}"
         yield (
             f"{one.kind:<10} {one.layer:>5}   {one.auroc:.3f} ({low} to {high})   {one.auprc:.3f}"
-            f"   {one.accuracy:>8.3f}   {one.strength:>7g}{mark}"
+            f"   {one.accuracy:>8.3f}   {penalty}{mark}"
         )
     first = probed.scores[0]
     yield (

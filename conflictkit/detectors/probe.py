@@ -13,6 +13,9 @@ tensor([0.5000, 0.9241])
 How it is fitted: `fit`. By default L2-penalised logistic regression on standardised activations
 (scikit-learn); `optimiser="paper"` is the paper's: binary cross-entropy plus an L1 penalty on all
 parameters, the bias included, by Adam.
+
+A probe of `heads` reads what some heads write, and compares it with memory's next token: see
+`conflictkit.detectors.reading`.
 """
 
 from __future__ import annotations
@@ -31,14 +34,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conflictkit.detectors.reading import surprise
 from conflictkit.errors import InvalidParameterError, ProbeError, UnsupportedError, unknown_name
 from conflictkit.files import JsonFile, is_digest, write_whole
+from conflictkit.types import Step
 
-__all__ = ["KINDS", "OPTIMISERS", "PENALTIES", "TARGETS", "LayerProbe", "fit"]
+__all__ = ["HEADS", "KINDS", "OPTIMISERS", "PENALTIES", "TARGETS", "LayerProbe", "fit"]
 
 FORMAT, VERSION = "conflictkit-probe", 1
 TARGETS = ("conflict", "source")
 KINDS = ("residual", "attention", "mlp")
+HEADS = "heads"
+"""A kind of its own: heads of several layers, weighed, against memory's next token."""
 OPTIMISERS, PENALTIES = ("scikit-learn", "paper"), ("l2", "l1")
 _WIDEST = 2**20
 _FIELDS = ("format", "version", "target", "kind", "layer", "bias", "model", "fingerprint", "about")
@@ -53,10 +60,11 @@ class LayerProbe:
 
     Attributes:
         target: `conflict` or `source`.
-        kind: `residual` (the stream behind the layer), `attention` or `mlp` (what they put out).
+        kind: `residual` (the stream behind the layer), `attention` or `mlp` (what they put out), or
+            `heads` (what the heads of this layer and all behind it write, weighed).
         layer: from 0.
-        weights: `[width]` float32.
-        bias: added to the product.
+        weights: `[width]` float32; of `heads`: of every head, layer by layer.
+        bias: added to the product; of `heads`: to the surprise, in nats.
         model: what the model was loaded by.
         fingerprint: `conflictkit.models.fingerprint` of its weights.
         about: how it was fitted and how well it does; JSON data.
@@ -77,8 +85,10 @@ class LayerProbe:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ProbeError(f"target must be one of {', '.join(TARGETS)}")
-        if self.kind not in KINDS:
-            raise ProbeError(f"kind must be one of {', '.join(KINDS)}")
+        if self.kind not in (*KINDS, HEADS):
+            raise ProbeError(f"kind must be one of {', '.join((*KINDS, HEADS))}")
+        if self.kind == HEADS and self.target != TARGETS[0]:
+            raise ProbeError(f"a probe of {HEADS} tells of a conflict, not of the {self.target}")
         if type(self.layer) is not int or not 0 <= self.layer < 10_000:
             raise ProbeError("layer must be a whole number from 0")
         weights = torch.as_tensor(self.weights).detach().float().cpu().clone()
@@ -109,19 +119,36 @@ class LayerProbe:
     @property
     def place(self) -> str:
         """What it reads, as `Step.activations` names it."""
-        return f"{self.kind}.{self.layer}"
+        place = f"{self.kind}.{self.layer}"
+        return f"{place}:{self.digest[:12]}" if self.kind == HEADS else place
 
     @property
     def digest(self) -> str:
         """SHA-256 of weights and bias."""
         return hashlib.sha256(f"{self.bias!r}{self.weights.tolist()}".encode()).hexdigest()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the streams that it reads."""
+        return ("context", "memory") if self.kind == HEADS else ("context",)
+
+    def at(self, step: Step) -> Tensor:
+        """The probability at a step that holds what it reads: `[batch]` float32."""
+        values = step.activations[self.place]
+        if self.kind == HEADS:
+            return (surprise(values, step.memory.argmax(-1)) + self.bias).sigmoid()
+        return self(values)
+
     def logit(self, values: Tensor) -> Tensor:
         """`w . x + b` of `[..., width]` activations: `[...]` float32.
 
         Raises:
-            InvalidParameterError: activations of another width.
+            InvalidParameterError: activations of another width, or a probe of `heads`.
         """
+        if self.kind == HEADS:
+            raise InvalidParameterError(
+                "a probe of heads compares two streams: `at(step)`, or a gate, reads it"
+            )
         if values.shape[-1:] != self.weights.shape:
             raise InvalidParameterError(
                 f"the probe reads activations of width {self.width}, not {list(values.shape)}"

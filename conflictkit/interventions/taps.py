@@ -1,11 +1,12 @@
-"""What a layer leaves behind, looked at while a model reads: for probes that gate an edit."""
+"""What layers and heads leave behind, looked at while a model reads: for probes that gate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -36,7 +37,7 @@ class LayerTap(Attachable):
     writes: ClassVar[bool] = False
 
     places: Sequence[tuple[str, int]]
-    values: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    values: dict[str, Any] = field(default_factory=dict, repr=False)
     positions: Positions = None
 
     def plan(self, body: Anatomy) -> Mapping[Module, Behind]:
@@ -61,3 +62,117 @@ class LayerTap(Attachable):
             return values
 
         return keep
+
+
+@dataclass(frozen=True, eq=False)
+class Unsaid:
+    """Positions of a stream that become logits when they are asked for, as a tensor is.
+
+    Attributes:
+        values: `[batch, some, width]`.
+        say: `[..., width]` -> `[..., vocab]`.
+    """
+
+    values: Tensor
+    say: Callable[[Tensor], Tensor]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.say(self.values[index])
+
+
+class Reader:
+    """What weighed heads alone would make a model say.
+
+    `x = sum_h a_h W_O^h z_h` over the heads of some layers, through the model's own final norm and
+    unembedding. The norm takes the weights' size away; their mean size scales the logits instead.
+
+    Args:
+        body: the model's parts.
+        first: the first layer whose heads are read; the others follow it.
+        weights: `[layers from first on, heads]`, or the same in one line.
+
+    Attributes:
+        layers: those of them that have heads.
+
+    Raises:
+        InvalidParameterError: another number of heads.
+        UnsupportedError: a norm stands between a head and the stream (Gemma 2 and 3, OLMo 2).
+    """
+
+    def __init__(self, body: Anatomy, first: int, weights: Tensor) -> None:
+        count = len(body.layers) - first
+        if first < 0 or count < 1 or weights.numel() != count * body.heads:
+            raise InvalidParameterError(
+                f"{weights.numel()} weights from layer {first} on: the model has "
+                f"{len(body.layers)} layers of {body.heads} heads"
+            )
+        if any(body.attention_norms[first:]):
+            raise UnsupportedError(
+                "a norm stands between this model's heads and its stream, so what a head says by "
+                "itself is not defined: fit a probe of another kind"
+            )
+        self.body, self.first = body, first
+        self.weights = weights.reshape(count, body.heads)
+        self.layers = [first + n for n in range(count) if body.outputs[first + n] is not None]
+        if not self.layers:
+            raise InvalidParameterError(f"no layer from {first} on has heads")
+
+    def output(self, layer: int) -> Any:
+        """The output projection of a layer's heads."""
+        return self.body.outputs[layer]
+
+    def wrote(self, layer: int, heads: Tensor) -> Tensor:
+        """`[..., heads * head_dim]` put out by a layer's heads -> `[..., width]` in the stream."""
+        gain = self.weights[layer - self.first].to(heads).repeat_interleave(self.body.head_dim)
+        # `forward` itself goes round the hooks; what is left of nothing is the bias.
+        project = self.output(layer).forward
+        return project(heads * gain) - project(torch.zeros_like(heads[:1]))
+
+    def say(self, values: Tensor) -> Tensor:
+        """`[..., width]` in the stream -> `[..., vocab]` float32 logits."""
+        normed = values if self.body.norm is None else self.body.norm.forward(values)
+        scale = self.weights.abs().mean()
+        return self.body.unembed.forward(normed).float() * scale.to(normed.device)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadingTap(Attachable):
+    """Keep what weighed heads write at the newest pass's last positions; see `Reader`.
+
+    Args:
+        name: what it is kept as.
+        first, weights: as in `Reader`.
+
+    Attributes:
+        values: name -> `Unsaid`, of the newest pass.
+
+    Raises:
+        InvalidParameterError, UnsupportedError: on attaching: heads that cannot be read.
+    """
+
+    writes: ClassVar[bool] = False
+
+    name: str
+    first: int
+    weights: Tensor
+    values: dict[str, Any] = field(default_factory=dict, repr=False)
+    positions: Positions = None
+
+    def plan(self, body: Anatomy) -> Mapping[Module, Change]:
+        """See `Edit.plan`."""
+        reader = Reader(body, self.first, self.weights)
+        return {reader.output(layer): self._add(reader, layer) for layer in reader.layers}
+
+    def _add(self, reader: Reader, layer: int) -> Change:
+        @torch.no_grad()
+        def say(values: Tensor) -> Tensor:
+            return reader.say(values)
+
+        def add(values: Tensor, _: Spread) -> Tensor:
+            wrote = reader.wrote(layer, values[:, -LAST:])
+            if layer != reader.layers[0]:
+                wrote = self.values[self.name].values.to(wrote.device) + wrote
+            self.values[self.name] = Unsaid(wrote, say)
+            return values
+
+        return add

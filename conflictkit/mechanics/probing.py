@@ -27,11 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+from scipy.special import expit
 from torch import Tensor
 
 from conflictkit import anatomy
 from conflictkit.calibration import CONFLICTING, QUIET
 from conflictkit.detectors.probe import (
+    HEADS,
     KINDS,
     OPTIMISERS,
     PENALTIES,
@@ -45,6 +48,7 @@ from conflictkit.evaluation.metrics import detection, intervals, judge
 from conflictkit.evaluation.runner import evaluate
 from conflictkit.mechanics._runs import network
 from conflictkit.mechanics.capture import capture, check_places
+from conflictkit.mechanics.reading import along, weigh
 from conflictkit.scoring.run import Progress
 from conflictkit.types import Case
 
@@ -65,7 +69,7 @@ class LayerScore:
 
     Attributes:
         kind, layer: what it reads.
-        strength: of the penalty; None: as measured elsewhere.
+        strength: of the penalty; None: as measured elsewhere, and of `heads`, which have none.
         auroc, auprc, accuracy: 0 to 1; accuracy at a probability of 0.5.
         auroc_low, auroc_high, auprc_low, auprc_high, accuracy_low, accuracy_high: their intervals;
             None where there is none.
@@ -130,7 +134,8 @@ def fit_probes(
             and those in which they agree; for `source` those in which they disagree.
         target: `conflict`, or `source`: whether the plain answer follows the context (answers that
             give neither, or both, are left out).
-        kinds, layers: what to read; layers None: all.
+        kinds, layers: what to read; layers None: all. `heads` (of that layer and all behind it)
+            reads along memory's answer, and its largest value is the case's.
         penalty, strengths, optimiser: as in `conflictkit.detectors.probe.fit`; the strength is
             chosen for each layer.
         keep: folder for activations and answers: the same call then goes on where it was cut
@@ -145,41 +150,44 @@ def fit_probes(
         ConflictKitError: what capturing and answering raise.
     """
     asked = {"target": [target], "kind": kinds, "penalty": [penalty], "optimiser": [optimiser]}
-    known = {"target": TARGETS, "kind": KINDS, "penalty": PENALTIES, "optimiser": OPTIMISERS}
+    known = {
+        "target": TARGETS,
+        "kind": (*KINDS, HEADS),
+        "penalty": PENALTIES,
+        "optimiser": OPTIMISERS,
+    }
     for what, name in ((what, name) for what, names in asked.items() for name in names):
         if name not in known[what]:
             raise unknown_name(f"{what} of a probe", str(name), known[what])
     if not strengths:
         raise InvalidParameterError("name at least one strength")
-    if layers is not None:  # before the long part
-        check_places(kinds, layers, anatomy.find(network(model)))
+    if HEADS in kinds and target != "conflict":
+        raise InvalidParameterError("heads tell of a conflict, not of the source: leave them out")
+    plain = [kind for kind in kinds if kind != HEADS]
+    if layers is not None and plain:  # before the long part
+        check_places(plain, layers, anatomy.find(network(model)))
     with ExitStack() as stack:
         folder = Path(keep or stack.enter_context(tempfile.TemporaryDirectory()))
         chosen, labels, dropped = labelled(model, cases, target, folder, options, progress)
         wording = {k: v for k, v in options.items() if k in ("chat", "template", "truncate")}
-        kept = capture(
-            model, chosen, folder / "activations", kinds=kinds, layers=layers, progress=progress,
-            **wording,
-        )  # fmt: skip
-        rows = kept.places()[0].tolist()
-        subjects = [chosen[row].subject or chosen[row].id for row in rows]
-        right = labels[rows]
-        held = _held(subjects, seed)
-        _check_sides(right, held)
-        scores: list[LayerScore] = []
-        best: LayerProbe | None = None
-        for kind in kept.kinds:
-            for layer in kept.layers:
-                values = kept.values(kind, layer)
-                mine = _layer(
-                    model, (target, kind, layer), values, (right, held, subjects),
-                    (penalty, strengths, optimiser, seed),
-                )  # fmt: skip
-                if best is None or mine[1].auroc > max(one.auroc for one in scores):
-                    best = mine[0]
-                scores.append(mine[1])
-    assert best is not None
-    return Probed(target, tuple(scores), best, dropped)
+        found: list[tuple[LayerProbe, LayerScore]] = []
+        if plain:
+            kept = capture(
+                model, chosen, folder / "activations", kinds=plain, layers=layers,
+                progress=progress, **wording,
+            )  # fmt: skip
+            rows = kept.places()[0].tolist()
+            split = _split([chosen[row] for row in rows], labels[rows], seed)
+            for kind in kept.kinds:
+                for layer in kept.layers:
+                    found.append(_layer(
+                        model, (target, kind, layer), kept.values(kind, layer), split,
+                        (penalty, strengths, optimiser, seed),
+                    ))  # fmt: skip
+        if HEADS in kinds:
+            found += _heads(model, (chosen, labels, layers), seed, progress, wording)
+    best = max(found, key=lambda one: one[1].auroc)
+    return Probed(target, tuple(score for _, score in found), best[0], dropped)
 
 
 def labelled(
@@ -286,6 +294,59 @@ def _scored(
         accuracy=float(hit.mean()), accuracy_low=float(low[0]), accuracy_high=float(high[0]),
         positives=told["n_conflict"], negatives=told["n_agreement"], note=told["note"],
     )  # fmt: skip
+
+
+def _heads(
+    model: Model,
+    what: tuple[Sequence[Case], Tensor, Sequence[int] | None],
+    seed: int,
+    progress: Callable[[Progress], None] | None,
+    wording: Mapping[str, Any],
+) -> list[tuple[LayerProbe, LayerScore]]:
+    """Probes of heads from every layer on, and how they do on the subjects held out."""
+    cases, labels, layers = what
+    _, held, _ = _split(cases, labels, seed)
+    learnt = [case for case, out in zip(cases, held.tolist(), strict=True) if not out]
+    weights = weigh(model, learnt, layers=layers, seed=seed, progress=progress, **wording)
+    said = along(model, cases, weights, progress=progress, **wording)
+    there = ~next(iter(said.values())).isnan()
+    right, held, subjects = _split(
+        [case for case, one in zip(cases, there.tolist(), strict=True) if one], labels[there], seed
+    )
+    theirs = [one for one, out in zip(subjects, held.tolist(), strict=True) if out]
+    found = []
+    for layer, everyone in said.items():
+        own = everyone[there]
+        bias = even_odds(own[~held], right[~held])
+        chance = (own[held] + bias).sigmoid()
+        score = _scored((HEADS, layer, None), chance, right[held], theirs, seed)
+        about = {"seed": seed, "rows": int((~held).sum()), "validation": asdict(score)}
+        probe = LayerProbe(
+            "conflict", HEADS, layer, weights[layer], bias, model.name, model.fingerprint, about
+        )
+        found.append((probe, score))
+    return found
+
+
+def even_odds(said: Tensor, labels: Tensor) -> float:
+    """The bias at which `sigmoid(said + bias)` is on the mean what the labels are.
+
+    Args:
+        said: `[rows]` in nats.
+        labels: `[rows]` bool, of both kinds.
+    """
+    scores, wanted = said.double().numpy(), float(labels.double().mean())
+    return float(brentq(lambda bias: expit(scores + bias).mean() - wanted, -1e4, 1e4))
+
+
+def _split(
+    cases: Sequence[Case], labels: Tensor, seed: int
+) -> tuple[Tensor, Tensor, Sequence[str]]:
+    """Labels, whose subject is held out, and the subjects; both sides must have enough of both."""
+    subjects = [one.subject or one.id for one in cases]
+    held = _held(subjects, seed)
+    _check_sides(labels, held)
+    return labels, held, subjects
 
 
 def _held(subjects: Sequence[str], seed: int) -> Tensor:

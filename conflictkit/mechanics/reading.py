@@ -1,0 +1,201 @@
+"""Heads that read: weighed until what they write says the passage's answer.
+
+>>> import torch
+>>> import conflictkit as ck
+>>> from conflictkit.mechanics.reading import along, weigh
+>>> model = ck.load("atlas")
+>>> learnt, others = (ck.atlas.cases(split, "resistance")[:20] for split in ("train", "test"))
+>>> weights = weigh(model, learnt, layers=[4])
+>>> weights[4].shape  # heads of the layers 4 and 5
+torch.Size([16])
+>>> along(model, others, weights)[4].shape  # a number for each case: the largest of its answer
+torch.Size([20])
+
+`fit_probes(..., kinds=["heads"])` makes a probe of it; the score is `detectors.reading.surprise`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from conflictkit import anatomy
+from conflictkit.detectors.reading import surprise
+from conflictkit.errors import EmptyInputError
+from conflictkit.evaluation.asking import CASE_ERRORS, prepare
+from conflictkit.interventions.taps import Reader
+from conflictkit.mechanics._runs import batches, hooked, network, read
+from conflictkit.scoring.run import Progress
+from conflictkit.types import Case
+
+if TYPE_CHECKING:
+    from conflictkit.toolkit import Model
+
+_MOST = 3000
+"""Cases that weights are learnt from, at most."""
+_STEPS, _ROWS, _RATE = 300, 512, 0.05
+
+Seen = tuple[Sequence[int], dict[int, Tensor], Tensor, Tensor]
+"""Numbers of the cases of a batch, layer -> `[tokens, heads * head_dim]`, the tokens that follow
+there, and whose they are (places among the numbers)."""
+
+
+def weigh(
+    model: Model,
+    cases: Sequence[Case],
+    *,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> dict[int, Tensor]:
+    """A weight for every head of a layer and all behind it, so that together they say, token by
+    token, what the passage answers: cross-entropy, by Adam.
+
+    Args:
+        model: as `conflictkit.load` returns it.
+        cases: with passages and what those answer; whether memory agrees does not matter.
+        layers: the first layers to try; None: every one.
+        seed: of the batches.
+        progress: called with the share of the cases that is read.
+        options: `chat`, `template`, `truncate`, as in `Model.ask`.
+
+    Returns:
+        First layer -> `[heads of it and all behind it]` float32, layer by layer. The mean size of
+        the weights is the scale of the logits (`interventions.taps.Reader`).
+
+    Raises:
+        EmptyInputError: no case can be read.
+        InvalidParameterError, UnsupportedError: heads that the model does not have, or that cannot
+            be read by themselves.
+    """
+    body = anatomy.find(network(model))
+    with_heads = [layer for layer, one in enumerate(body.outputs) if one is not None]
+    wanted = with_heads if layers is None else list(layers)
+    read_from = {one: Reader(body, one, _even(body, one)) for one in wanted}
+    cases = random.Random(seed).sample(list(cases), min(_MOST, len(cases)))
+    kept: dict[int, list[Tensor]] = {}
+    said: list[Tensor] = []
+    for _, heads, tokens, _ in _seen(model, cases, "context", min(wanted), options, progress):
+        for layer, values in heads.items():
+            kept.setdefault(layer, []).append(values)
+        said.append(tokens)
+    if not said:
+        raise EmptyInputError("no case has a passage and its answer")
+    values, tokens = {layer: torch.cat(parts) for layer, parts in kept.items()}, torch.cat(said)
+    return {one: _fitted(reader, values, tokens, seed) for one, reader in read_from.items()}
+
+
+@torch.no_grad()
+def along(
+    model: Model,
+    cases: Sequence[Case],
+    weights: Mapping[int, Tensor],
+    *,
+    first: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> dict[int, Tensor]:
+    """How unlikely the heads make memory's answer.
+
+    Args:
+        model, progress, options: as `weigh`.
+        cases: with passages and memory's answer.
+        weights: what `weigh` returned, or some of it.
+        first: at the prompt's last position alone; otherwise the largest along memory's answer.
+
+    Returns:
+        First layer -> `[cases]` float32, in nats; NaN where a case cannot be read.
+    """
+    body = anatomy.find(network(model))
+    readers = {layer: Reader(body, layer, own) for layer, own in weights.items()}
+    found = {layer: torch.full((len(cases),), torch.nan) for layer in weights}
+    for numbers, heads, tokens, whose in _seen(
+        model, cases, "memory", min(weights), options, progress
+    ):
+        for layer, reader in readers.items():
+            there = surprise(_said(reader, heads, slice(None)), tokens)
+            for place, number in enumerate(numbers):
+                own = there[whose == place]
+                found[layer][number] = float(own[0] if first else own.max())
+    return found
+
+
+def _even(body: anatomy.Anatomy, first: int) -> Tensor:
+    return torch.ones(max(0, len(body.layers) - first) * body.heads)
+
+
+def _said(reader: Reader, heads: Mapping[int, Tensor], rows: Any) -> Tensor:
+    wrote = [reader.wrote(layer, heads[layer][rows]) for layer in reader.layers]
+    return reader.say(sum(one.to(wrote[0].device) for one in wrote))  # type: ignore[arg-type]
+
+
+def _fitted(reader: Reader, heads: Mapping[int, Tensor], tokens: Tensor, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    weights = reader.weights.clone().requires_grad_()
+    reader.weights = weights
+    way = torch.optim.Adam([weights], lr=_RATE)
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(way, _STEPS)
+    for _ in range(_STEPS):
+        rows = torch.randperm(len(tokens), generator=draw)[:_ROWS]
+        with torch.enable_grad():
+            logits = _said(reader, heads, rows.to(tokens.device))
+            loss = torch.nn.functional.cross_entropy(logits, tokens[rows.to(tokens.device)])
+            (weights.grad,) = torch.autograd.grad(loss, [weights])
+        way.step()
+        slower.step()
+    reader.weights = weights.detach()
+    return reader.weights.flatten().cpu()
+
+
+@torch.no_grad()
+def _seen(
+    model: Model,
+    cases: Sequence[Case],
+    side: str,
+    lowest: int,
+    options: Mapping[str, Any],
+    progress: Callable[[Progress], None] | None,
+) -> Iterator[Seen]:
+    """What heads put out before every token of one side's answer, in the context stream."""
+    hf = network(model)
+    body = anatomy.find(hf)
+    _, wording = model._resolve("plain", {**options, "trace": False}, 1)
+    ready: list[tuple[int, Sequence[int], Sequence[int]]] = []
+    for number, case in enumerate(cases):
+        answers = getattr(case, f"{side}_answers")
+        if not answers:
+            continue
+        try:
+            one = prepare(model, replace(case, choices=answers[:1]), number, wording)
+        except CASE_ERRORS:
+            continue
+        if "context" in one.prompts:
+            ready.append((number, one.prompts["context"], one.choices[0]))
+    modules = {layer: one for layer, one in enumerate(body.outputs) if layer >= lowest and one}
+    done = 0
+    for group in batches(hf, [len(prompt) + len(ids) - 1 for _, prompt, ids in ready]):
+        mine = [ready[row] for row in group]
+        caught: dict[int, Tensor] = {}
+
+        def keep(layer: int, caught: dict[int, Tensor] = caught) -> Callable[[Any, Any], None]:
+            return lambda arguments, _: caught.update({layer: arguments[0]})
+
+        with hooked(after=[(module, keep(layer)) for layer, module in modules.items()]):
+            read(hf, [[*prompt, *ids[:-1]] for _, prompt, ids in mine])
+        heads = {
+            layer: torch.cat([v[place, -len(mine[place][2]) :] for place in range(len(mine))])
+            for layer, v in caught.items()
+        }
+        device = next(iter(heads.values())).device
+        tokens = torch.tensor([one for *_, ids in mine for one in ids], device=device)
+        whose = torch.tensor([n for n, (*_, ids) in enumerate(mine) for _ in ids], device=device)
+        done += len(mine)
+        yield [number for number, *_ in mine], heads, tokens, whose
+        if progress is not None:
+            progress(Progress(done, done / len(ready)))
