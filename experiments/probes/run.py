@@ -3,9 +3,9 @@
 Every conflict stands beside the same passage with memory's answer in place of the context's, so
 that text alone says nothing. Probes of every layer and kind are fitted on the train split, chosen
 on validation and measured on test; beside them stand a classifier of the text and the divergence
-of the streams. Further: a relation left out of training, and which source will win. Activations
-are kept below runs/probes: a killed run goes on. Writes results/<seed>.json, plot.png and what
-the numbers say into README.md.
+of the streams. Probes of heads (`readers.py`) read along memory's answer. Further: a relation left
+out of training, and which source will win. Activations are kept below runs/probes: a killed run
+goes on. Writes results/<seed>.json, plot.png and what the numbers say into README.md.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "heads"), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent / "heads"), str(HERE.parent)]
 
 import claims  # noqa: E402
 import numpy as np  # noqa: E402
+import readers  # noqa: E402
 import torch  # noqa: E402
 from seed import Seed  # noqa: E402
 
@@ -182,8 +183,8 @@ def source(seed: Seed, folder: Path, place_kinds: Sequence[str] = ("residual",))
     return {"kind": kind, "layer": layer, "n": len(labels), **cell, "validation": curve}
 
 
-def measured(seed: Seed, runs: Path) -> tuple[dict[str, Any], LayerProbe]:
-    """All figures of one training seed."""
+def measured(seed: Seed, runs: Path) -> tuple[dict[str, Any], list[LayerProbe]]:
+    """All figures of one training seed, and its probes: of one vector, and of heads."""
     folder = runs / seed.name
     train, held, test = (Split(seed, name, folder) for name in ("train", "validation", "test"))
     places = [(kind, layer) for kind in KINDS for layer in LAYERS]
@@ -195,8 +196,10 @@ def measured(seed: Seed, runs: Path) -> tuple[dict[str, Any], LayerProbe]:
         for (k, at), (_, _, w, b) in told["places"].items()
     }
     mine = test.values(kind, layer) @ weights + bias
-    scores = (mine, by_text(train, test), seed.diverged(test.cases, by_length=True))
+    words = by_text(train, test)
+    scores = (mine, words, seed.diverged(test.cases, by_length=True))
     cells = areas(test.labels, test.subjects, *scores)
+    reading, reader = readers.measured(seed, (train, held, test), words, area, areas)
     figures = {
         "command": "python experiments/probes/run.py",
         "model": {"name": seed.name, "fingerprint": seed.model.fingerprint},
@@ -208,12 +211,13 @@ def measured(seed: Seed, runs: Path) -> tuple[dict[str, Any], LayerProbe]:
         "curve": curve,
         "transfer": moved(train, test, (kind, layer), strength),
         "source": source(seed, folder),
+        "heads": reading,
     }  # fmt: skip
     probe = LayerProbe(
         "conflict", kind, layer, weights, bias, seed.name, seed.model.fingerprint,
         {"strength": strength, "test": cells[0]},
     )  # fmt: skip
-    return figures, probe
+    return figures, [probe, reader]
 
 
 def says(seeds: dict[str, Any]) -> list[str]:
@@ -228,7 +232,9 @@ def says(seeds: dict[str, Any]) -> list[str]:
         name: sum(one["test"][name]["minus_low"] > 0 for one in rows) for name in ("text", "jsd")
     }
     return [
-        f"- AUROC of the best probe, chosen on validation (seeds {', '.join(seeds)}): "
+        *readers.says(seeds, ASKED),
+        "- AUROC of the best linear probe of one vector, chosen on validation (seeds "
+        f"{', '.join(seeds)}): "
         + "; ".join(
             f"{cell(one['test']['probe'])} at {one['chosen']['kind']} {one['chosen']['layer']}"
             for one in rows
@@ -266,6 +272,11 @@ def plot(seeds: dict[str, Any], file: Path) -> None:
             )  # fmt: skip
         ys = [one["source"]["validation"][f"residual.{layer}"] for layer in LAYERS]
         axes.plot(LAYERS, ys, "o-", color=f"C{number}", label=f"which source wins, {name}")
+        ys = [one["heads"]["curve"][str(layer)] for layer in LAYERS]
+        axes.plot(
+            LAYERS, ys, "s-", color=f"C{number}",
+            label=f"conflict, heads from here on, {name}" if number == 0 else None,
+        )  # fmt: skip
         axes.axhline(one["test"]["jsd"]["auroc"], color=f"C{number}", lw=0.6, ls="-.")
     axes.set_xlabel("layer")
     axes.set_ylabel("AUROC (dash-dotted: JSD of the streams)")
@@ -281,11 +292,12 @@ def main() -> None:
     arguments = options.parse_args()
     (HERE / "results").mkdir(exist_ok=True)
     for name in arguments.seeds:
-        figures, probe = measured(Seed(name, arguments.runs), arguments.runs)
+        figures, probes = measured(Seed(name, arguments.runs), arguments.runs)
         text = json.dumps(figures, indent=1) + "\n"
         (HERE / "results" / f"{name}.json").write_text(text, encoding="utf-8")
         print(name, json.dumps(figures["test"]), flush=True)
-        probe.save(arguments.runs / name / "probe.safetensors")
+        for probe, file in zip(probes, ("probe", "heads"), strict=True):
+            probe.save(arguments.runs / name / f"{file}.safetensors")
     seeds = {
         file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("results/*.json"))
     }
