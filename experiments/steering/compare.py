@@ -115,10 +115,16 @@ class Bench:
                 spec=what, batch_size=64, top=1, progress=watch, probe=self.probe(),
             )  # fmt: skip
 
-    def probe(self) -> str | None:
-        """The seed's conflict probe, as the experiment on probes chose it."""
-        file = Path("runs/probes") / self.seed.name / "probe.safetensors"
-        return str(file) if file.exists() else None
+    def probe(self) -> str:
+        """The seed's probe of heads, as the experiment on probes chose it.
+
+        Raises:
+            SystemExit: that has not been run.
+        """
+        file = Path("runs/probes") / self.seed.name / "heads.safetensors"
+        if not file.exists():
+            raise SystemExit(f"{file} is missing: python experiments/probes/run.py")
+        return str(file)
 
 
 def settings(fitted: Mapping[str, Mapping[Any, Policy]], side: str) -> dict[str, Policies]:
@@ -290,19 +296,14 @@ def controlled(bench: Bench, chosen: Any, policies: Policies, known: Figures) ->
     return found
 
 
-def gated(bench: Bench, chosen: Any, policies: Policies, known: Figures) -> dict[str, Any]:
+def gated(bench: Bench, chosen: Any, policies: Policies) -> dict[str, Any]:
     """Always on against gates, towards the context: what they keep, and what they cost."""
     cases = bench.seed.drawn("test", GATED)
     found = {}
     for family in ("spare", "caa"):
-        if family in known:
-            found[family] = known[family]["gated"]
-            continue
         label = chosen[family]["context"]["free"]
         base = policies[label]
-        params: dict[str, Any] = {}
-        gates = [one for one in GATES if "probe" not in one or bench.probe() is not None]
-        several = {f"{label} when {one}": changed(base, when=one, **params) for one in gates}
+        several = {f"{label} when {one}": changed(base, when=one) for one in GATES}
         run = bench.answered(f"gated-{family}", cases, {label: base, **several}, ["plain"])
         assert run.summary is not None
         found[family] = heads.table(run.summary, (*heads.METRICS, heads.FORWARDS))
@@ -328,8 +329,6 @@ def known(bench: Bench, only: Sequence[str]) -> Figures:
             "tuning": past["tuning"],
             "chosen": past["chosen"][family],
             "random": {side: past["random"][f"{family} {side}"] for side in SIDES},
-            "gated": past["gated"].get(family),
-            "declined": past["declined"],
         }
         for family in FAMILIES
         if family not in only
@@ -361,8 +360,8 @@ def main() -> None:
         "tuning": tuning,
         **tested(bench, chosen, policies),
         "random": controlled(bench, chosen, policies, past),
-        "gated": gated(bench, chosen, policies, past),
-        "declined": next(iter(past.values()))["declined"] if past else declined(bench),
+        "gated": gated(bench, chosen, policies),
+        "declined": declined(bench),
     }
     (HERE / "results").mkdir(exist_ok=True)
     path = HERE / "results" / f"{bench.seed.name}.json"

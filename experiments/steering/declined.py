@@ -17,7 +17,9 @@ from conflictkit.atlas.invented import invented_name
 from conflictkit.atlas.passages import statement_of
 from conflictkit.atlas.templates import RELATIONS, UNKNOWN, fill
 from conflictkit.controller import Controller
+from conflictkit.detectors.probe import LayerProbe
 from conflictkit.evaluation.metrics.source import judge
+from conflictkit.mechanics.reading import along
 from conflictkit.mechanics.steering import fit_refusal
 from conflictkit.policy import Policy
 from conflictkit.types import Case
@@ -49,7 +51,8 @@ def strangers(count: int) -> list[Case]:
 
 
 def declined(bench: Any) -> dict[str, Any]:
-    """Risk and coverage under gates on JSD, on memory's confidence, and at random."""
+    """Risk and coverage under gates on the probe of heads and on JSD at the prompt's end, and at
+    random."""
     seed = bench.seed
     known = [one for one in ck.atlas.cases("train", "agreement", screened=seed.facts)]
     answerable = random.Random(0).sample(known, PAIRS)
@@ -65,6 +68,8 @@ def declined(bench: Any) -> dict[str, Any]:
     run = bench.answered("decline-test", cases, {label: tried[label]}, ["plain"])
     said = {(one.case, one.method): one.answer for one in run.results}
     scores = seed.diverged(cases).double().numpy()
+    probe = LayerProbe.load(bench.probe())
+    read = along(seed.model, cases, {probe.layer: probe.weights}, first=True)[probe.layer]
     right = np.array([judge(one, said[one.id, "plain"]).gold for one in cases])
     silent = np.array([_is_silent(said[one.id, label]) for one in cases])
     still = np.array([judge(one, said[one.id, label]).gold for one in cases])
@@ -75,6 +80,7 @@ def declined(bench: Any) -> dict[str, Any]:
         "declines when on": float(silent.mean()),
         "declines plainly": _declines(run, "plain"),
         "curves": {
+            "probe": _curve(read.double().numpy(), right, silent, still),
             "jsd": _curve(scores, right, silent, still),
             "random": _curve(np.random.default_rng(0).random(len(cases)), right, silent, still),
         },

@@ -223,7 +223,10 @@ def _declined(seeds: Mapping[str, Figures]) -> Iterator[str]:
         ),
     )
     yield f"- `refusal-region`, always on, declines: {told}."
-    for gate in ("jsd", "random"):
+    gates = {
+        "probe": "the probe of heads", "jsd": "the divergence of the streams", "random": "chance"
+    }  # fmt: skip
+    for gate, what in gates.items():
         told = each(
             seeds,
             lambda one, g=gate: ", ".join(
@@ -231,7 +234,6 @@ def _declined(seeds: Mapping[str, Figures]) -> Iterator[str]:
                 for row in one["declined"]["curves"][g]
             ),
         )
-        what = "the divergence of the streams" if gate == "jsd" else "chance"
         yield f"- Wrong answers among those given, at coverage, gated by {what}: {told}."
     yield ""
 

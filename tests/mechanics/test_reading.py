@@ -1,0 +1,268 @@
+"""Heads that read: against sums over heads written out in double precision, prompt by prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import conflictkit as ck
+from conflictkit.detectors.probe import HEADS, LayerProbe
+from conflictkit.errors import (
+    EmptyInputError,
+    InvalidParameterError,
+    ProbeError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from conflictkit.mechanics.probing import even_odds, fit_probes
+from conflictkit.mechanics.reading import along, weigh
+from conflictkit.models import fingerprint
+from conflictkit.policy import Policy
+from conflictkit.prompt_cache import PromptCache
+from tests.anatomy.families import model as family
+from tests.evaluation.runner.conftest import case
+from tests.probed import hooks
+from tests.tiny import byte_tokenizer, gpt2, llama
+
+QUESTION, CONTEXT = "What is it that they said?", "Because. For no reason at all."
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return ck.load(llama(300), tokenizer=byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Any:
+    return ck.load("atlas")
+
+
+def parts(hf: Any) -> tuple[list[Any], int, Any, Tensor]:
+    """Output projections, heads, the final norm, and the unembedding, by their names."""
+    if type(hf).__name__ == "GPT2LMHeadModel":
+        layers = [one.attn.c_proj for one in hf.transformer.h]
+        return layers, hf.config.n_head, hf.transformer.ln_f, hf.lm_head.weight
+    layers = [one.self_attn.o_proj for one in hf.model.layers]
+    return layers, hf.config.num_attention_heads, hf.model.norm, hf.lm_head.weight
+
+
+def normed(norm: Any, x: Tensor) -> Tensor:
+    weight = norm.weight.double()
+    if hasattr(norm, "eps"):  # LayerNorm
+        x = x - x.mean()
+        return x / (x.square().mean() + norm.eps).sqrt() * weight + norm.bias.double()
+    return x / (x.square().mean() + norm.variance_epsilon).sqrt() * weight
+
+
+@torch.no_grad()
+def said(hf: Any, ids: Sequence[int], first: int, weights: Tensor) -> Tensor:
+    """`[vocab]` log-probabilities of what weighed heads write behind these tokens."""
+    outputs, heads, norm, unembed = parts(hf)
+    caught: dict[int, Tensor] = {}
+    handles = [
+        one.register_forward_pre_hook(lambda _, a, n=n: caught.update({n: a[0][0, -1].double()}))
+        for n, one in enumerate(outputs)
+    ]
+    hf(torch.tensor([list(ids)]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    x = torch.zeros(unembed.shape[1], dtype=torch.float64)
+    for layer in range(first, len(outputs)):
+        matrix = outputs[layer].weight.double()
+        matrix = matrix if type(outputs[layer]).__name__ == "Conv1D" else matrix.T
+        size = len(caught[layer]) // heads
+        for head in range(heads):
+            own = slice(head * size, (head + 1) * size)
+            x += float(weights[(layer - first) * heads + head]) * caught[layer][own] @ matrix[own]
+    logits = float(weights.double().abs().mean()) * (unembed.double() @ normed(norm, x))
+    return logits.log_softmax(-1)
+
+
+def memory(hf: Any, ids: Sequence[int]) -> int:
+    with torch.no_grad():
+        return int(hf(torch.tensor([list(ids)]), use_cache=False).logits[0, -1].argmax())
+
+
+def probe_of(hf: Any, first: int, seed: int = 0, bias: float = -5.0) -> LayerProbe:
+    outputs, heads, *_ = parts(hf)
+    draw = torch.Generator().manual_seed(seed)
+    weights = torch.randn((len(outputs) - first) * heads, generator=draw)
+    return LayerProbe("conflict", HEADS, first, weights, bias, "tiny", fingerprint(hf))
+
+
+def wanted(hf: Any, probe: LayerProbe, prompts: Any, ids: Sequence[int]) -> list[float]:
+    """The probability before every token of an answer."""
+    found = []
+    for n in range(len(ids)):
+        token = memory(hf, [*prompts["memory"].ids, *ids[:n]])
+        p = said(hf, [*prompts["context"].ids, *ids[:n]], probe.layer, probe.weights)
+        found.append(1 / (1 + math.exp(float(p[token]) - probe.bias)))
+    return found
+
+
+def scores(answer: Any, name: str = "probe") -> list[float]:
+    return [token.scores[name] for token in answer.trace.tokens]
+
+
+def ids(answer: Any) -> list[int]:
+    return [token.id for token in answer.trace.tokens]
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("first", [0, 1])
+def test_every_step_is_a_sum_over_heads(make: Any, first: int) -> None:
+    hf, draw = make(300), torch.Generator().manual_seed(1)
+    for one in hf.parameters():
+        if one.dim() == 1:  # biases that a new model has at 0
+            one.data += 0.3 * torch.randn(one.shape, generator=draw)
+    model = ck.load(hf, tokenizer=byte_tokenizer())
+    before = hooks(hf)
+    probe = probe_of(hf, first)
+    when = f"probe > {sum(wanted(hf, probe, model.prompts(QUESTION, CONTEXT), [5])):.4f}"
+    answer = model.ask(QUESTION, CONTEXT, "cad?alpha=2", when=when, probe=probe, max_new_tokens=8)
+    told = wanted(hf, probe, model.prompts(QUESTION, CONTEXT), ids(answer))
+    assert scores(answer) == pytest.approx(told, abs=1e-5)
+    assert max(told) - min(told) > 0.01
+    assert hooks(hf) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"road": "sequential"}, {"drafts": "auto"}, {"num_beams": 3, "n": 2},
+        {"n": 2, "temperature": 1.0, "seed": 3}, {"cache": PromptCache()},
+    ],
+    ids=["sequential", "drafts", "beams", "several", "cache"],
+)  # fmt: skip
+def test_every_road_reads_the_same(model: Any, options: dict[str, Any]) -> None:
+    probe = probe_of(model.model, 0)
+    given = {"when": "probe > 0.5", "probe": probe, "max_new_tokens": 12} | options
+    asked = [(QUESTION, CONTEXT), ("Who?", "Nobody knows. " * 6)]
+    batch = model.ask_batch(*map(list, zip(*asked, strict=True)), "cad?alpha=2", **given)
+    for one, answer in zip(asked, batch, strict=True):
+        for each in (answer, *answer.alternatives):
+            told = wanted(model.model, probe, model.prompts(*one), ids(each))
+            assert scores(each) == pytest.approx(told, abs=1e-5)
+
+
+def test_rows_may_have_probes_that_begin_at_the_same_layer(model: Any) -> None:
+    probes = [probe_of(model.model, 1, seed) for seed in (1, 2)]
+    gates = [Policy.of("cad", when="probe > 0.5").reading(one) for one in probes]
+    batch = model.ask_batch([QUESTION] * 2, [CONTEXT] * 2, policy=gates, max_new_tokens=6)
+    for probe, answer in zip(probes, batch, strict=True):
+        told = wanted(model.model, probe, model.prompts(QUESTION, CONTEXT), ids(answer))
+        assert scores(answer) == pytest.approx(told, abs=1e-5)
+
+
+@pytest.mark.parametrize(("spec", "streams"), [("cad", 2), ("plain", 2), ("ph3?heads=1.2", 3)])
+def test_it_costs_no_pass_beside_memory(model: Any, spec: str, streams: int) -> None:
+    given: dict[str, Any] = {"when": "probe > 0.5", "probe": probe_of(model.model, 0)}
+    answer = model.ask(QUESTION, CONTEXT, spec, max_new_tokens=6, **given)
+    assert answer.stats.forwards == streams * len(ids(answer))
+    assert answer.stats.edits == 0 or spec.startswith("ph3")
+
+
+def test_a_file_and_a_policy_hold_it(model: Any, tmp_path: Path) -> None:
+    probe = probe_of(model.model, 1)
+    probe.save(tmp_path / "probe.safetensors")
+    assert LayerProbe.load(tmp_path / "probe.safetensors") == probe
+    Policy.of("cad", when="probe > 0.5").reading(probe).save(tmp_path / "policy.json")
+    read = Policy.load(tmp_path / "policy.json").controller.gate
+    assert read is not None
+    assert read.probe == probe
+    assert read.needs == ("context", "memory")
+    with pytest.raises(ProbeError, match="of a conflict, not of the source"):
+        replace(probe, target="source")
+    with pytest.raises(InvalidParameterError, match="compares two streams"):
+        probe(torch.zeros(300))
+
+
+def test_heads_that_cannot_be_read_are_refused(model: Any) -> None:
+    probe = probe_of(model.model, 1)
+    for wrong in (replace(probe, weights=torch.ones(3)), replace(probe, layer=2)):
+        with pytest.raises(InvalidParameterError, match="weights from layer"):
+            model.ask(QUESTION, CONTEXT, "cad", when="probe > 0.5", probe=wrong, max_new_tokens=2)
+    gemma = ck.load(family("gemma2"), tokenizer=byte_tokenizer())
+    with pytest.raises(UnsupportedError, match="a norm stands between"):
+        weigh(gemma, [case(0)])
+    with pytest.raises(EmptyInputError, match="no case has a passage"):
+        weigh(model, [replace(case(0), contexts=())])
+    with pytest.raises(InvalidParameterError, match="not of the source"):
+        fit_probes(model, [case(0)], target="source", kinds=["heads"])
+    with pytest.raises(UnknownNameError, match="heads"):
+        fit_probes(model, [case(0)], kinds=["head"])
+
+
+def test_along_an_answer_it_is_the_largest(atlas: Any) -> None:
+    cases = [*ck.atlas.cases("test", "resistance")[:3], *ck.atlas.cases("test", "agreement")[:3]]
+    cases.insert(2, replace(cases[0], id="none", contexts=()))
+    draw = torch.Generator().manual_seed(0)
+    weights = {layer: torch.rand((6 - layer) * 8, generator=draw) for layer in (2, 4)}
+    most, begin = along(atlas, cases, weights), along(atlas, cases, weights, first=True)
+    for layer, own in weights.items():
+        assert most[layer].isnan().tolist() == [one.id == "none" for one in cases]
+        for row, one in enumerate(cases):
+            if one.id == "none":
+                continue
+            prompt = atlas.prompts(one.question, one.contexts)["context"].ids
+            answer = ck.prompts.answer_ids(atlas.tokenizer, one.question, one.memory_answers[0])
+            each = [
+                -float(said(atlas.model, [*prompt, *answer[:n]], layer, own)[token])
+                for n, token in enumerate(answer)
+            ]
+            assert float(most[layer][row]) == pytest.approx(max(each), abs=0.05)  # bfloat16
+            assert float(begin[layer][row]) == pytest.approx(each[0], abs=0.05)
+
+
+def test_the_bias_makes_the_mean_right() -> None:
+    draw = torch.Generator().manual_seed(0)
+    said, labels = 8 * torch.rand(50, generator=draw), torch.rand(50, generator=draw) < 0.3
+    bias = even_odds(said, labels)
+    mean = sum(1 / (1 + math.exp(-one - bias)) for one in said.tolist()) / 50
+    assert mean == pytest.approx(float(labels.double().mean()), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_heads_see_what_a_line_does_not(atlas: Any, tmp_path: Path) -> None:
+    """Wrong passages and right ones of the same words: see `pairs`."""
+    learnt, others = pairs("train", 100), pairs("test", 40)
+    probed = fit_probes(atlas, learnt, kinds=["residual", "heads"], layers=[4], strengths=(10.0,))
+    assert [one.kind for one in probed.scores] == ["residual", "heads"]
+    assert probed.probe.kind == HEADS
+    assert probed.scores[1].auroc > 0.9 > probed.scores[0].auroc
+    assert probed.scores[1].accuracy > 0.8
+    wrong = torch.tensor([one.state != "agreement" for one in others])
+    told, even = (
+        along(atlas, others, {4: own})[4] for own in (probed.probe.weights, torch.ones(16))
+    )
+    assert area(told[wrong], told[~wrong]) > max(0.9, area(even[wrong], even[~wrong]))
+    probed.probe.save(tmp_path / "probe.safetensors")
+    for one, answers in ((others[0], True), (others[1], False)):
+        gate = {"when": "probe > 0.5", "probe": tmp_path / "probe.safetensors"}
+        answer = atlas.ask(one.question, list(one.contexts), "interpolate", weight=0.0, **gate)
+        assert (max(scores(answer)) > 0.5) is answers
+
+
+def pairs(split: str, count: int) -> list[Any]:
+    """Conflicts, each beside the same passage with memory's answer in it."""
+    found = []
+    for one in ck.atlas.cases(split, "correction"):
+        wrong, right = one.context_answers[0], one.memory_answers[0]
+        if len(found) < 2 * count and all(text.count(wrong) == 1 for text in one.contexts):
+            told = tuple(text.replace(wrong, right) for text in one.contexts)
+            twin = replace(one, id=f"{one.id}-twin", contexts=told, context_answers=(right,))
+            found += [one, replace(twin, state="agreement")]
+    return found
+
+
+def area(high: Tensor, low: Tensor) -> float:
+    """AUROC: how often a conflict scores above an agreement."""
+    above = (high[:, None] > low).double() + 0.5 * (high[:, None] == low).double()
+    return float(above.mean())
