@@ -47,7 +47,7 @@ KINDS = ("residual", "attention", "mlp")
 HEADS = "heads"
 """A kind of its own: heads of several layers, weighed, against memory's next token."""
 OPTIMISERS, PENALTIES = ("scikit-learn", "paper"), ("l2", "l1")
-_WIDEST = 2**20
+_WIDEST = 2**24
 _FIELDS = ("format", "version", "target", "kind", "layer", "bias", "model", "fingerprint", "about")
 _HEADER = JsonFile("probe", ProbeError, largest=2**20, most_parts=10_000)
 # The paper's: lambda, learning rate, its decay by epoch, epochs, rows of a batch.

@@ -83,25 +83,31 @@ class Unsaid:
 class Reader:
     """What weighed heads alone would make a model say.
 
-    `x = sum_h a_h W_O^h z_h` over the heads of some layers, through the model's own final norm and
-    unembedding. The norm takes the weights' size away; their mean size scales the logits instead.
+    `x = sum_h (a_h W_O^h + U V_h) z_h` over the heads of some layers, through the model's own final
+    norm and unembedding. The norm takes the weights' size away; the mean size of `a` scales the
+    logits instead.
 
     Args:
         body: the model's parts.
         first: the first layer whose heads are read; the others follow it.
-        weights: `[layers from first on, heads]`, or the same in one line.
+        weights: in one line, `a` (`[layers from first on, heads]`), and of a correction of some
+            rank `V` (`[layers from first on, heads * head_dim, rank]`) and `U` (`[rank, width]`);
+            how many they are tells the rank.
 
     Attributes:
         layers: those of them that have heads.
+        gains, down, up: `a`, `V` and `U`.
 
     Raises:
-        InvalidParameterError: another number of heads.
+        InvalidParameterError: another number of weights.
         UnsupportedError: a norm stands between a head and the stream (Gemma 2 and 3, OLMo 2).
     """
 
     def __init__(self, body: Anatomy, first: int, weights: Tensor) -> None:
         count = len(body.layers) - first
-        if first < 0 or count < 1 or weights.numel() != count * body.heads:
+        heads, wide = count * body.heads, count * body.heads * body.head_dim
+        rank, odd = divmod(weights.numel() - heads, wide + body.width)
+        if first < 0 or count < 1 or rank < 0 or odd:
             raise InvalidParameterError(
                 f"{weights.numel()} weights from layer {first} on: the model has "
                 f"{len(body.layers)} layers of {body.heads} heads"
@@ -112,7 +118,10 @@ class Reader:
                 "itself is not defined: fit a probe of another kind"
             )
         self.body, self.first = body, first
-        self.weights = weights.reshape(count, body.heads)
+        flat = weights.flatten()
+        self.gains = flat[:heads].view(count, body.heads)
+        self.down = flat[heads : heads + wide * rank].view(count, wide // count, rank)
+        self.up = flat[heads + wide * rank :].view(rank, body.width)
         self.layers = [first + n for n in range(count) if body.outputs[first + n] is not None]
         if not self.layers:
             raise InvalidParameterError(f"no layer from {first} on has heads")
@@ -123,15 +132,18 @@ class Reader:
 
     def wrote(self, layer: int, heads: Tensor) -> Tensor:
         """`[..., heads * head_dim]` put out by a layer's heads -> `[..., width]` in the stream."""
-        gain = self.weights[layer - self.first].to(heads).repeat_interleave(self.body.head_dim)
+        gain = self.gains[layer - self.first].to(heads).repeat_interleave(self.body.head_dim)
         # `forward` itself goes round the hooks; what is left of nothing is the bias.
         project = self.output(layer).forward
-        return project(heads * gain) - project(torch.zeros_like(heads[:1]))
+        said = project(heads * gain) - project(torch.zeros_like(heads[:1]))
+        if not len(self.up):
+            return said
+        return said + heads @ self.down[layer - self.first].to(heads) @ self.up.to(heads)
 
     def say(self, values: Tensor) -> Tensor:
         """`[..., width]` in the stream -> `[..., vocab]` float32 logits."""
         normed = values if self.body.norm is None else self.body.norm.forward(values)
-        scale = self.weights.abs().mean()
+        scale = self.gains.abs().mean()
         return self.body.unembed.forward(normed).float() * scale.to(normed.device)
 
 

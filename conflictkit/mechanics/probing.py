@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.special import expit
 from torch import Tensor
 
@@ -336,7 +336,10 @@ def even_odds(said: Tensor, labels: Tensor) -> float:
         labels: `[rows]` bool, of both kinds.
     """
     scores, wanted = said.double().numpy(), float(labels.double().mean())
-    return float(brentq(lambda bias: expit(scores + bias).mean() - wanted, -1e4, 1e4))
+    found = root_scalar(
+        lambda bias: expit(scores + bias).mean() - wanted, bracket=(-1e4, 1e4), method="brentq"
+    )
+    return float(found.root)
 
 
 def _split(

@@ -1,4 +1,4 @@
-"""Heads that read: weighed until what they write says the passage's answer.
+"""Heads that read: weighed, then corrected, until what they write says the passage's answer.
 
 >>> import torch
 >>> import conflictkit as ck
@@ -6,8 +6,8 @@
 >>> model = ck.load("atlas")
 >>> learnt, others = (ck.atlas.cases(split, "resistance")[:20] for split in ("train", "test"))
 >>> weights = weigh(model, learnt, layers=[4])
->>> weights[4].shape  # heads of the layers 4 and 5
-torch.Size([16])
+>>> weights[4].shape  # 16 heads of the layers 4 and 5, and a correction: 32 x (2 x 192 + 192)
+torch.Size([18448])
 >>> along(model, others, weights)[4].shape  # a number for each case: the largest of its answer
 torch.Size([20])
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from conflictkit import anatomy
 from conflictkit.detectors.reading import surprise
-from conflictkit.errors import EmptyInputError
+from conflictkit.errors import EmptyInputError, InvalidParameterError
 from conflictkit.evaluation.asking import CASE_ERRORS, prepare
 from conflictkit.interventions.taps import Reader
 from conflictkit.mechanics._runs import batches, hooked, network, read
@@ -36,9 +36,11 @@ from conflictkit.types import Case
 if TYPE_CHECKING:
     from conflictkit.toolkit import Model
 
-_MOST = 3000
+_MOST = 5000
 """Cases that weights are learnt from, at most."""
 _STEPS, _ROWS, _RATE = 300, 512, 0.05
+_MEND_STEPS, _MEND_RATE, _MEND_DECAY, _DROPPED = 1200, 3e-3, 0.1, 0.3
+"""Of the correction: AdamW's, and the share of heads' outputs that it does not see at a step."""
 
 Seen = tuple[Sequence[int], dict[int, Tensor], Tensor, Tensor]
 """Numbers of the cases of a batch, layer -> `[tokens, heads * head_dim]`, the tokens that follow
@@ -50,30 +52,37 @@ def weigh(
     cases: Sequence[Case],
     *,
     layers: Sequence[int] | None = None,
+    rank: int = 32,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> dict[int, Tensor]:
     """A weight for every head of a layer and all behind it, so that together they say, token by
-    token, what the passage answers: cross-entropy, by Adam.
+    token, what the passage answers; then a correction of low rank of the map they write by:
+    cross-entropy, by Adam.
+
+    A tuned lens (Belrose et al. 2023, arXiv 2303.08112) is such a correction of the whole stream.
 
     Args:
         model: as `conflictkit.load` returns it.
         cases: with passages and what those answer; whether memory agrees does not matter.
         layers: the first layers to try; None: every one.
+        rank: of the correction; 0: weights alone.
         seed: of the batches.
         progress: called with the share of the cases that is read.
         options: `chat`, `template`, `truncate`, as in `Model.ask`.
 
     Returns:
-        First layer -> `[heads of it and all behind it]` float32, layer by layer. The mean size of
-        the weights is the scale of the logits (`interventions.taps.Reader`).
+        First layer -> float32s in one line: of every head from it on its weight, then the
+        correction (`interventions.taps.Reader`).
 
     Raises:
         EmptyInputError: no case can be read.
-        InvalidParameterError, UnsupportedError: heads that the model does not have, or that cannot
-            be read by themselves.
+        InvalidParameterError, UnsupportedError: a rank below 0, heads that the model does not have,
+            or that cannot be read by themselves.
     """
+    if type(rank) is not int or rank < 0:
+        raise InvalidParameterError(f"rank must be a whole number from 0, not {rank!r}")
     body = anatomy.find(network(model))
     with_heads = [layer for layer, one in enumerate(body.outputs) if one is not None]
     wanted = with_heads if layers is None else list(layers)
@@ -88,7 +97,12 @@ def weigh(
     if not said:
         raise EmptyInputError("no case has a passage and its answer")
     values, tokens = {layer: torch.cat(parts) for layer, parts in kept.items()}, torch.cat(said)
-    return {one: _fitted(reader, values, tokens, seed) for one, reader in read_from.items()}
+    found = {}
+    for one, reader in read_from.items():
+        found[one] = _weighed(reader, values, tokens, seed)
+        if rank:
+            found[one] = _mended(Reader(body, one, found[one]), values, tokens, rank, seed)
+    return found
 
 
 @torch.no_grad()
@@ -135,22 +149,56 @@ def _said(reader: Reader, heads: Mapping[int, Tensor], rows: Any) -> Tensor:
     return reader.say(sum(one.to(wrote[0].device) for one in wrote))  # type: ignore[arg-type]
 
 
-def _fitted(reader: Reader, heads: Mapping[int, Tensor], tokens: Tensor, seed: int) -> Tensor:
+def _weighed(reader: Reader, heads: Mapping[int, Tensor], tokens: Tensor, seed: int) -> Tensor:
+    reader.gains = reader.gains.clone().requires_grad_()
+    way = torch.optim.Adam([reader.gains], lr=_RATE)
+    _descend(way, _STEPS, tokens, seed, lambda rows: _said(reader, heads, rows))
+    return reader.gains.detach().flatten().cpu()
+
+
+def _mended(
+    reader: Reader, heads: Mapping[int, Tensor], tokens: Tensor, rank: int, seed: int
+) -> Tensor:
+    """The same weights and a correction of some rank behind them."""
     draw = torch.Generator().manual_seed(seed)
-    weights = reader.weights.clone().requires_grad_()
-    reader.weights = weights
-    way = torch.optim.Adam([weights], lr=_RATE)
-    slower = torch.optim.lr_scheduler.CosineAnnealingLR(way, _STEPS)
-    for _ in range(_STEPS):
-        rows = torch.randperm(len(tokens), generator=draw)[:_ROWS]
+    with torch.no_grad():
+        wrote = [reader.wrote(layer, heads[layer]) for layer in reader.layers]
+    first = wrote[0].device
+    kind, total = wrote[0].dtype, sum(one.float().to(first) for one in wrote)
+    every = torch.cat([heads[layer].float().to(first) for layer in reader.layers], -1)
+    down = torch.randn(every.shape[-1], rank, generator=draw) * every.shape[-1] ** -0.5
+    down, up = down.to(first).requires_grad_(), torch.zeros(rank, reader.body.width, device=first)
+    up.requires_grad_()
+    way = torch.optim.AdamW([down, up], lr=_MEND_RATE, weight_decay=_MEND_DECAY)
+
+    def said(rows: Tensor) -> Tensor:
+        own = every[rows]
+        seen = torch.rand(own.shape, generator=draw).to(first) >= _DROPPED
+        return reader.say((total[rows] + own * seen / (1 - _DROPPED) @ down @ up).to(kind))
+
+    _descend(way, _MEND_STEPS, tokens, seed, said)
+    whole = torch.zeros(len(reader.gains), every.shape[-1] // len(reader.layers), rank)
+    for place, part in enumerate(down.detach().cpu().chunk(len(reader.layers))):
+        whole[reader.layers[place] - reader.first] = part
+    parts = (reader.gains.flatten().cpu(), whole.flatten(), up.detach().cpu().flatten())
+    return torch.cat(parts)
+
+
+def _descend(
+    way: Any, steps: int, tokens: Tensor, seed: int, said: Callable[[Tensor], Tensor]
+) -> None:
+    """Cross-entropy of the tokens, on rows drawn anew at every step; the rate falls to 0."""
+    draw = torch.Generator().manual_seed(seed)
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(way, steps)
+    for _ in range(steps):
+        rows = torch.randperm(len(tokens), generator=draw)[:_ROWS].to(tokens.device)
         with torch.enable_grad():
-            logits = _said(reader, heads, rows.to(tokens.device))
-            loss = torch.nn.functional.cross_entropy(logits, tokens[rows.to(tokens.device)])
-            (weights.grad,) = torch.autograd.grad(loss, [weights])
+            loss = torch.nn.functional.cross_entropy(said(rows), tokens[rows])
+        way.zero_grad()
+        own = [one for group in way.param_groups for one in group["params"]]
+        torch.autograd.backward(loss, inputs=own)
         way.step()
         slower.step()
-    reader.weights = weights.detach()
-    return reader.weights.flatten().cpu()
 
 
 @torch.no_grad()

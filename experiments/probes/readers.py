@@ -1,8 +1,11 @@
-"""Probes of heads: weighed on the train split, layer chosen on validation, measured on test."""
+"""Probes of heads: fitted on the train split, layer chosen on validation, measured on test."""
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +17,10 @@ from conflictkit.mechanics.reading import along, weigh
 from conflictkit.scoring import Row, Scorer
 from conflictkit.types import Case
 
-ASKED = ("probe", "first", "text", "jsd", "jsd_first", "named")
+ASKED = ("probe", "first", "text", "jsd", "jsd_first", "named", "weights")
 """The largest along memory's answer, and at the prompt's end; a classifier of the text; JSD in both
-ways; and whether the passage has memory's answer in it, letter by letter."""
+ways; whether the passage has memory's answer in it, letter by letter; and the probe without its
+correction."""
 
 
 def diverged(seed: Seed, cases: Sequence[Case]) -> dict[str, list[float]]:
@@ -40,6 +44,25 @@ def named(cases: Sequence[Case]) -> list[float]:
     ]
 
 
+def retold(cases: Sequence[Case], times: int = 3) -> list[Case]:
+    """The cases, and every conflict again, giving another object of its relation each time."""
+    draw = random.Random(0)
+    known: dict[str, set[str]] = {}
+    for one in cases:
+        known.setdefault(one.relation, set()).update(one.memory_answers + one.context_answers)
+    found = list(cases)
+    for one in cases:
+        if one.state == "agreement":
+            continue
+        word = re.compile(rf"(?<!\w){re.escape(one.context_answers[0])}(?!\w)")
+        for said in draw.choices(sorted(known[one.relation]), k=times):
+            told = tuple(word.sub(lambda _, own=said: own, text) for text in one.contexts)
+            found.append(
+                replace(one, id=f"{one.id}-{said}", contexts=told, context_answers=(said,))
+            )
+    return found
+
+
 def measured(
     seed: Seed,
     splits: Sequence[Any],
@@ -49,7 +72,8 @@ def measured(
 ) -> tuple[dict[str, Any], LayerProbe]:
     """All figures, and the probe."""
     train, held, test = splits
-    weights = weigh(seed.model, train.cases)
+    learnt = retold(train.cases)
+    weights = weigh(seed.model, learnt)
     said = along(seed.model, held.cases, weights)
     validation = {layer: area(own, held.labels) for layer, own in said.items()}
     layer = max(validation, key=lambda one: validation[one])
@@ -57,7 +81,10 @@ def measured(
     told = along(seed.model, test.cases, weights)
     first = along(seed.model, test.cases, {layer: weights[layer]}, first=True)[layer]
     jsd = diverged(seed, test.cases)
-    scores = (told[layer], first, text, jsd["max"], jsd["first"], named(test.cases))
+    alone = along(seed.model, test.cases, weigh(seed.model, train.cases, layers=[layer], rank=0))[
+        layer
+    ]
+    scores = (told[layer], first, text, jsd["max"], jsd["first"], named(test.cases), alone)
     cells = areas(test.labels, test.subjects, *scores)
     probe = LayerProbe(
         "conflict", HEADS, layer, weights[layer], bias, seed.name, seed.model.fingerprint,
@@ -69,18 +96,20 @@ def measured(
         "curve": {one: area(own, test.labels) for one, own in told.items()},
         "accuracy": float((((told[layer] + bias) > 0) == test.labels).double().mean()),
         "test": dict(zip(ASKED, cells, strict=True)),
-        "transfer": moved(seed, train, test, layer, area),
+        "transfer": moved(seed, learnt, test, layer, area),
     }
     return figures, probe
 
 
-def moved(seed: Seed, train: Any, test: Any, layer: int, area: Callable[..., float]) -> Any:
+def moved(
+    seed: Seed, learnt: Sequence[Case], test: Any, layer: int, area: Callable[..., float]
+) -> Any:
     """A relation left out of training: AUROC on it."""
     found = {}
     for relation in sorted({one.relation for one in test.cases}):
-        rest = [one for one in train.cases if one.relation != relation]
+        rest = [one for one in learnt if one.relation != relation]
         there = [row for row, one in enumerate(test.cases) if one.relation == relation]
-        if len(train.cases) - len(rest) < 40 or len(there) < 40:
+        if len(learnt) - len(rest) < 40 or len(there) < 40:
             continue
         weights = weigh(seed.model, rest, layers=[layer])
         said = along(seed.model, [test.cases[row] for row in there], weights)[layer]
@@ -103,19 +132,21 @@ def says(seeds: dict[str, Any], asked: float) -> list[str]:
     reach = sum(one["test"]["probe"]["auroc"] >= asked for one in rows)
     froms = ", ".join(str(one["layer"]) for one in rows)
     return [
-        f"- **Heads, weighed** (from layer {froms} on, chosen on validation), against memory's "
-        f"next token, the largest along memory's answer: AUROC {cells('probe')}. At least {asked}: "
+        f"- **Heads, weighed and corrected** (from layer {froms} on, chosen on validation), "
+        f"against memory's next token, the largest along memory's answer: AUROC {cells('probe')}. "
+        f"At least {asked}: "
         f"{reach} of {len(rows)} seeds. Accuracy at even odds "
         + ", ".join(f"{one['accuracy']:.3f}" for one in rows)
         + ".",
-        f"- The same at the prompt's last position alone: {cells('first')}.",
+        f"- The same at the prompt's last position alone: {cells('first')}. Along the answer, with "
+        f"a weight for each head and no correction: {cells('weights')}.",
         f"- Beside it, with the interval of the paired difference above zero: a classifier of the "
         f"text ({cells('text')}) on {above('text')} seeds, JSD along memory's answer "
         f"({cells('jsd')}) on {above('jsd')}, JSD at the first token ({cells('jsd_first')}) on "
         f"{above('jsd_first')}.",
         f"- Looking for memory's answer in the passage, letter by letter: {cells('named')}. Here "
         "the passage always has the words of one of the answers; elsewhere it need not.",
-        "- A relation left out of weighing, AUROC on it: "
+        "- A relation left out of training, AUROC on it: "
         + "; ".join(
             ", ".join(f"{name} {one['auroc']:.2f}" for name, one in row["transfer"].items())
             for row in rows

@@ -63,7 +63,7 @@ def normed(norm: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def said(hf: Any, ids: Sequence[int], first: int, weights: Tensor) -> Tensor:
-    """`[vocab]` log-probabilities of what weighed heads write behind these tokens."""
+    """`[vocab]` log-probabilities of what weighed heads, corrected, write behind these tokens."""
     outputs, heads, norm, unembed = parts(hf)
     caught: dict[int, Tensor] = {}
     handles = [
@@ -73,15 +73,20 @@ def said(hf: Any, ids: Sequence[int], first: int, weights: Tensor) -> Tensor:
     hf(torch.tensor([list(ids)]), use_cache=False)
     for handle in handles:
         handle.remove()
-    x = torch.zeros(unembed.shape[1], dtype=torch.float64)
+    width, count = unembed.shape[1], (len(outputs) - first) * heads
+    z = torch.cat([caught[layer] for layer in range(first, len(outputs))])
+    size = len(z) // count
+    gains, rest = weights[:count].double(), weights[count:].double()
+    rank = len(rest) // (len(z) + width)
+    down, up = rest[: len(z) * rank].view(len(z), rank), rest[len(z) * rank :].view(rank, width)
+    x = z @ down @ up
     for layer in range(first, len(outputs)):
         matrix = outputs[layer].weight.double()
         matrix = matrix if type(outputs[layer]).__name__ == "Conv1D" else matrix.T
-        size = len(caught[layer]) // heads
         for head in range(heads):
             own = slice(head * size, (head + 1) * size)
-            x += float(weights[(layer - first) * heads + head]) * caught[layer][own] @ matrix[own]
-    logits = float(weights.double().abs().mean()) * (unembed.double() @ normed(norm, x))
+            x += gains[(layer - first) * heads + head] * caught[layer][own] @ matrix[own]
+    logits = float(gains.abs().mean()) * (unembed.double() @ normed(norm, x))
     return logits.log_softmax(-1)
 
 
@@ -90,10 +95,16 @@ def memory(hf: Any, ids: Sequence[int]) -> int:
         return int(hf(torch.tensor([list(ids)]), use_cache=False).logits[0, -1].argmax())
 
 
-def probe_of(hf: Any, first: int, seed: int = 0, bias: float = -5.0) -> LayerProbe:
-    outputs, heads, *_ = parts(hf)
-    draw = torch.Generator().manual_seed(seed)
-    weights = torch.randn((len(outputs) - first) * heads, generator=draw)
+def probe_of(hf: Any, first: int, seed: int = 0, bias: float = -5.0, rank: int = 2) -> LayerProbe:
+    outputs, heads, _, unembed = parts(hf)
+    draw, width, layers = (
+        torch.Generator().manual_seed(seed),
+        unembed.shape[1],
+        len(outputs) - first,
+    )
+    wide = width  # in these models all heads of a layer together are as wide as the stream
+    weights = torch.randn(layers * heads + rank * (layers * wide + width), generator=draw)
+    weights[layers * heads :] *= 0.1
     return LayerProbe("conflict", HEADS, first, weights, bias, "tiny", fingerprint(hf))
 
 
@@ -116,15 +127,15 @@ def ids(answer: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
-@pytest.mark.parametrize("first", [0, 1])
-def test_every_step_is_a_sum_over_heads(make: Any, first: int) -> None:
+@pytest.mark.parametrize(("first", "rank"), [(0, 0), (0, 3), (1, 2)])
+def test_every_step_is_a_sum_over_heads(make: Any, first: int, rank: int) -> None:
     hf, draw = make(300), torch.Generator().manual_seed(1)
     for one in hf.parameters():
         if one.dim() == 1:  # biases that a new model has at 0
             one.data += 0.3 * torch.randn(one.shape, generator=draw)
     model = ck.load(hf, tokenizer=byte_tokenizer())
     before = hooks(hf)
-    probe = probe_of(hf, first)
+    probe = probe_of(hf, first, rank=rank)
     when = f"probe > {sum(wanted(hf, probe, model.prompts(QUESTION, CONTEXT), [5])):.4f}"
     answer = model.ask(QUESTION, CONTEXT, "cad?alpha=2", when=when, probe=probe, max_new_tokens=8)
     told = wanted(hf, probe, model.prompts(QUESTION, CONTEXT), ids(answer))
@@ -192,6 +203,8 @@ def test_heads_that_cannot_be_read_are_refused(model: Any) -> None:
     gemma = ck.load(family("gemma2"), tokenizer=byte_tokenizer())
     with pytest.raises(UnsupportedError, match="a norm stands between"):
         weigh(gemma, [case(0)])
+    with pytest.raises(InvalidParameterError, match="rank must be a whole number from 0"):
+        weigh(model, [case(0)], rank=-1)
     with pytest.raises(EmptyInputError, match="no case has a passage"):
         weigh(model, [replace(case(0), contexts=())])
     with pytest.raises(InvalidParameterError, match="not of the source"):
@@ -204,7 +217,11 @@ def test_along_an_answer_it_is_the_largest(atlas: Any) -> None:
     cases = [*ck.atlas.cases("test", "resistance")[:3], *ck.atlas.cases("test", "agreement")[:3]]
     cases.insert(2, replace(cases[0], id="none", contexts=()))
     draw = torch.Generator().manual_seed(0)
-    weights = {layer: torch.rand((6 - layer) * 8, generator=draw) for layer in (2, 4)}
+    weights = {
+        layer: torch.rand((6 - layer) * 8 + rank * 192 * (7 - layer), generator=draw)
+        for layer, rank in ((2, 0), (4, 2))
+    }
+    weights[4][16:] *= 0.1
     most, begin = along(atlas, cases, weights), along(atlas, cases, weights, first=True)
     for layer, own in weights.items():
         assert most[layer].isnan().tolist() == [one.id == "none" for one in cases]
@@ -243,6 +260,11 @@ def test_heads_see_what_a_line_does_not(atlas: Any, tmp_path: Path) -> None:
         along(atlas, others, {4: own})[4] for own in (probed.probe.weights, torch.ones(16))
     )
     assert area(told[wrong], told[~wrong]) > max(0.9, area(even[wrong], even[~wrong]))
+    alone, mended = (weigh(atlas, learnt, layers=[4], rank=rank)[4] for rank in (0, 8))
+    assert torch.equal(mended[:16], alone)
+    read = [replace(one, memory_answers=one.context_answers) for one in others]
+    before, behind = (along(atlas, read, {4: own})[4].mean() for own in (alone, mended))
+    assert behind < 0.7 * before  # of subjects that the correction was not learnt from
     probed.probe.save(tmp_path / "probe.safetensors")
     for one, answers in ((others[0], True), (others[1], False)):
         gate = {"when": "probe > 0.5", "probe": tmp_path / "probe.safetensors"}
