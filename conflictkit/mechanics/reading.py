@@ -146,7 +146,7 @@ def _even(body: anatomy.Anatomy, first: int) -> Tensor:
 
 def _said(reader: Reader, heads: Mapping[int, Tensor], rows: Any) -> Tensor:
     wrote = [reader.wrote(layer, heads[layer][rows]) for layer in reader.layers]
-    return reader.say(sum(one.to(wrote[0].device) for one in wrote))  # type: ignore[arg-type]
+    return reader.say(torch.stack([one.to(wrote[0].device) for one in wrote]).sum(0))
 
 
 def _weighed(reader: Reader, heads: Mapping[int, Tensor], tokens: Tensor, seed: int) -> Tensor:
@@ -164,7 +164,7 @@ def _mended(
     with torch.no_grad():
         wrote = [reader.wrote(layer, heads[layer]) for layer in reader.layers]
     first = wrote[0].device
-    kind, total = wrote[0].dtype, sum(one.float().to(first) for one in wrote)
+    kind, total = wrote[0].dtype, torch.stack([one.float().to(first) for one in wrote]).sum(0)
     every = torch.cat([heads[layer].float().to(first) for layer in reader.layers], -1)
     down = torch.randn(every.shape[-1], rank, generator=draw) * every.shape[-1] ** -0.5
     down, up = down.to(first).requires_grad_(), torch.zeros(rank, reader.body.width, device=first)

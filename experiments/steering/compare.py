@@ -112,7 +112,8 @@ class Bench:
         with watching(f"{self.seed.name}: {what}", "answers") as watch:
             return evaluate(
                 self.seed.model, cases, list(methods), self.folder / what, policies=policies,
-                spec=what, batch_size=64, top=1, progress=watch, probe=self.probe(),
+                spec=what, batch_size=64, top=1, progress=watch,
+                probe=self.probe() if what.startswith("gated-") else None,
             )  # fmt: skip
 
     def probe(self) -> str:
