@@ -280,7 +280,7 @@ def plot(seeds: dict[str, Any], file: Path) -> None:
         axes.axhline(one["test"]["jsd"]["auroc"], color=f"C{number}", lw=0.6, ls="-.")
     axes.set_xlabel("layer")
     axes.set_ylabel("AUROC (dash-dotted: JSD of the streams)")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc=(0.68, 0.16))
     made.savefig(file, dpi=120)
 
 
