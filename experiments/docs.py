@@ -20,7 +20,7 @@ QUESTIONS = {
     "ckplug": "CK-PLUG: how far does alpha move the source?",
     "grd": "GRD: resistance without losing correction or agreement?",
     "heads": "Heads scaled, pruned, run twice, masked: four papers' claims",
-    "probes": "Do activations show a conflict before a word is written?",
+    "probes": "Do activations show a conflict?",
     "steering": "Features and directions: SpARE's claims, and declining",
 }
 TABLES = ("Right answers by state", "Cost")
