@@ -79,13 +79,17 @@ class Bench:
     def saes(self) -> Path:
         return Path("runs/sae") / ("atlas" if self.seed.name == "seed2" else self.seed.name)
 
+    def conflicts(self) -> list[Case]:
+        """Those of the train split that features and directions come from."""
+        several = [
+            one for one in ck.atlas.cases("train", screened=self.seed.facts)
+            if one.state in heads.CONFLICTS
+        ]  # fmt: skip
+        return random.Random(0).sample(several, min(LEARNT, len(several)))
+
     def fitted(self) -> dict[str, dict[Any, Policy]]:
         """Family -> share or None -> policy; kept, because fits take a while."""
-        conflicts = [
-            one for one in ck.atlas.cases("train", screened=self.seed.facts)
-            if one.state in ("correction", "resistance")
-        ]  # fmt: skip
-        cases = random.Random(0).sample(conflicts, min(LEARNT, len(conflicts)))
+        cases = self.conflicts()
         found: dict[str, dict[Any, Policy]] = {}
         for family, share in [("spare", one) for one in SHARES] + [
             (name, None) for name in FAMILIES[1:]

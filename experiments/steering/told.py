@@ -1,7 +1,8 @@
 """What the seeds' figures say: python experiments/steering/told.py
 
-Reads results/seed*.json, which `compare.py` writes, and puts what they say into README.md and
-plot.png. A claim holds if it holds on two of the three training seeds. No number is typed by hand.
+Reads results/seed*.json, which `compare.py` writes, and results/why-seed*.json of `why.py`, and
+puts what they say into README.md and plot.png. A claim holds if it holds on two of the three
+training seeds. No number is typed by hand.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
     """All of it, seed by seed in every line."""
     yield from _autoencoders(seeds)
     yield from _spare(seeds)
+    yield from _why()
     yield from _random(seeds)
     yield from _gated(seeds)
     yield from _declined(seeds)
@@ -59,7 +61,6 @@ def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
 def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield "### The autoencoders"
     yield ""
-    yield from _ships(seeds)
     yield "| seed | layer | features | L0 | explained variance | dead | greedy answers kept |"
     yield "|---|---|---|---|---|---|---|"
     for name, one in seeds.items():
@@ -86,33 +87,8 @@ def _autoencoders(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield from _noise()
 
 
-def _ships(seeds: Mapping[str, Figures]) -> Iterator[str]:
-    """What the package holds, where the comparisons were made with others."""
-    file = HERE.parents[1] / "conflictkit/atlas/saes/card.json"
-    card = json.loads(file.read_text(encoding="utf-8"))
-    older = [name for name, one in seeds.items() if not any(
-        "digest" in row for row in one["autoencoders"]["layers"]
-    )]  # fmt: skip
-    if older:
-        rows = "; ".join(
-            f"layer {row['layer']}, {row['features']:,} features of which "
-            f"{100 * row['dead']:.0f} % are dead, L0 "
-            f"{row['l0']:.1f} ({row['l0_at_answers']:.0f} at answers), "
-            f"{100 * row['explained_variance']:.1f} % of the variance, "
-            f"{100 * row['answers_kept']:.1f} % of greedy answers kept{_between(row)}"
-            for row in card["layers"]
-        )
-        yield (
-            f"Figures of {', '.join(older)} below are of the autoencoders in this table. The "
-            f"package ships a later one: {rows}."
-        )
-        yield ""
-
-
 def _between(row: Mapping[str, Any]) -> str:
-    """The interval of the answers kept; older cards have none."""
-    if "answers_kept_low" not in row:
-        return f" (of {row['answers']})"
+    """The interval of the answers kept."""
     low, high = 100 * row["answers_kept_low"], 100 * row["answers_kept_high"]
     return f" ({low:.1f}..{high:.1f}, of {row['answers']:,})"
 
@@ -167,6 +143,42 @@ def _spare(seeds: Mapping[str, Figures]) -> Iterator[str]:
 def _at_least(figures: Figures, rival: str, side: str, margin: float) -> bool:
     found = beats(figures, "spare", rival, side, "free")
     return found is not None and found[0] >= margin
+
+
+def _why() -> Iterator[str]:
+    """From CAA to SpARE, by `why.py`."""
+    files = sorted(HERE.glob("results/why-*.json"))
+    several = {file.stem.partition("-")[2]: json.loads(file.read_text()) for file in files}
+    if not several:
+        return
+    yield "### Why: from CAA to SpARE, one difference at a time"
+    yield ""
+    yield (
+        "Points against `plain` in answers from the source, on conflicts of test; answers from "
+        "neither source, per cent. Each rung at the setting with most such answers on validation."
+    )
+    yield ""
+    yield "| for | rung | " + " | ".join(several) + " |"
+    yield "|---" * (2 + len(several)) + "|"
+    for side in SIDES:
+        for rung in next(iter(several.values()))["sides"][side]["rungs"]:
+            cells = []
+            for one in several.values():
+                row = one["sides"][side]["rungs"][rung]
+                cells.append(f"{gain(row)}; {100 * row['other']:.0f}")
+            yield f"| {side} | {rung} | " + " | ".join(cells) + " |"
+    yield ""
+    told = each(
+        several,
+        lambda one: ", ".join(
+            f"{name} {value:.2f}" for name, value in one["sides"][SIDES[0]]["alike"].items()
+        ),
+    )
+    yield (
+        "- Cosine with CAA's direction behind layer 4 (`span`: share of its length within the rows "
+        f"of those features): {told}."
+    )
+    yield ""
 
 
 def _random(seeds: Mapping[str, Figures]) -> Iterator[str]:
