@@ -132,7 +132,7 @@ def test_evaluate_gates_by_it(
         (("--penalty", "l3"), "unknown penalty of a probe 'l3'"),
         (("--optimiser", "adam"), "unknown optimiser of a probe 'adam'"),
         (("--kinds", "residual,attn"), "unknown kind of a probe 'attn'"),
-        (("--target", "source", "--kinds", "heads"), "unknown kind of a probe 'heads'"),
+        (("--target", "source", "--kinds", "heads"), "heads tell of a conflict, not of the source"),
         (("--layers", "three"), "--layers takes whole numbers, as in 3,4,8, not 'three'"),
         (("--layers", "3,,4"), "--layers takes whole numbers"),
         (("--layers", "-1"), "--layers takes whole numbers"),
