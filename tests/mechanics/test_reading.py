@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def ids(answer: Any) -> list[int]:
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize(("first", "rank"), [(0, 0), (0, 3), (1, 2)])
 def test_every_step_is_a_sum_over_heads(make: Any, first: int, rank: int) -> None:
-    hf, draw = make(300), torch.Generator().manual_seed(1)
+    hf, draw = deepcopy(make(300)), torch.Generator().manual_seed(1)  # the model is everybody's
     for one in hf.parameters():
         if one.dim() == 1:  # biases that a new model has at 0
             one.data += 0.3 * torch.randn(one.shape, generator=draw)
