@@ -137,7 +137,7 @@ def find(model: Any) -> Anatomy:
     outputs = tuple(_output(model, one, layout) if one is not None else None for one in attentions)
     heads = layout.heads or getattr(config, "num_attention_heads", None)
     first = next(one for one in outputs if one is not None)
-    inner = _inner_width(first)
+    inner, outer = _widths(first)
     if not heads or inner % heads:
         raise _unknown(model, "heads", f"{heads} does not divide the {inner} inputs of its output")
     unembed = model.get_output_embeddings()
@@ -154,7 +154,7 @@ def find(model: Any) -> Anatomy:
         heads=heads,
         kv_heads=_kv_heads(config, heads),
         head_dim=inner // heads,
-        width=model.get_input_embeddings().weight.shape[-1],
+        width=outer,  # OPT-350m's embeddings are narrower
         residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
         parallel=_is_parallel(config, layers[0]),
     )
@@ -192,17 +192,18 @@ def _output(model: Any, attention: Module, layout: Layout) -> Module:
     names = _OUTPUTS if layout.output is None else (layout.output,)
     found = [one for name in names if isinstance(one := _at(attention, name), Module)]
     # GPT-2's own `c_proj` is a Conv1D; both kinds, and wrappers of them, have a weight.
-    if len(found) != 1 or _inner_width(found[0]) == 0:
+    if len(found) != 1 or 0 in _widths(found[0]):
         why = f"none of {_children(attention)} in {_kind(attention)} is"
         raise _unknown(model, "output", why, attention)
     return found[0]
 
 
-def _inner_width(projection: Module) -> int:
-    """Width of a projection's input: Linear, GPT-2's Conv1D, PEFT's and quantised ones."""
+def _widths(projection: Module) -> tuple[int, int]:
+    """Of a projection's input and output: Linear, GPT-2's Conv1D, PEFT's and quantised ones."""
     base = getattr(projection, "base_layer", projection)
-    known = getattr(base, "in_features", None) or getattr(base, "nx", None)
-    return int(known or 0)
+    into = getattr(base, "in_features", None) or getattr(base, "nx", None)
+    out = getattr(base, "out_features", None) or getattr(base, "nf", None)
+    return int(into or 0), int(out or 0)
 
 
 def _mlp(model: Any, layer: Module, layout: Layout) -> Module:
@@ -213,6 +214,8 @@ def _mlp(model: Any, layer: Module, layout: Layout) -> Module:
 
 
 def _after_attention(layer: Module) -> Module | None:
+    if (own := getattr(layer, "post_self_attn_layernorm", None)) is not None:  # GLM-4
+        return own
     # By its name alone this norm stands before the MLP (Llama); with a second one behind the MLP
     # it stands behind the attention.
     if getattr(layer, "post_feedforward_layernorm", None) is None:

@@ -140,6 +140,7 @@ def decode(
             control,
             rows,
             pad_id=fill,
+            end_ids=ends,
             names=read,
             spans=context_spans,
             use_cache=given.get("use_cache", True),

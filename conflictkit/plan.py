@@ -36,6 +36,7 @@ def open_streams(
     use_cache: bool = True,
     read: Mapping[str, Stream] | None = None,
     prompts_read: PromptCache | None = None,
+    end_ids: Sequence[int] = (),
 ) -> dict[str, Stream]:
     """Every stream of a run, none of them read yet, but for those that are given.
 
@@ -48,6 +49,7 @@ def open_streams(
         spans: where each row's context stands, for edits that have to know.
         read: streams of the same rows that have been read; taken where nothing is changed in them.
         prompts_read: as `Stream`.
+        end_ids: what ends an answer, which probes of heads have to know.
 
     Raises:
         InvalidParameterError, UnsupportedError: an edit that does not fit the model.
@@ -57,7 +59,7 @@ def open_streams(
     lengths = [len(row) for row in prompts.get("context", ())]
     changes = _edits(control, Prompts(lengths, spans))
     looked: dict[str, Any] = {}
-    taps = _taps(control, looked)
+    taps = _taps(control, looked, end_ids)
     if taps:
         changes.setdefault("context", []).extend((tap, None) for tap in taps)
     # In this order, because an edit may need what another stream has just computed.
@@ -98,14 +100,16 @@ def _controllers(control: Control) -> list[tuple[Controller, Tensor | None]]:
     return [(control, None)] if isinstance(control, Controller) else []
 
 
-def _taps(control: Control, values: dict[str, Any]) -> list[LayerTap | ReadingTap]:
+def _taps(
+    control: Control, values: dict[str, Any], ends: Sequence[int]
+) -> list[LayerTap | ReadingTap]:
     """What the gates' probes read of the context stream, and put into `values`."""
     gates = [one.gate for one, _ in _controllers(control) if one.gate is not None]
     probes = {one.probe.place: one.probe for one in gates if one.probe is not None}
     reading = [one for one in probes.values() if one.kind == HEADS]
     places = [one.place for one in gates if one.place is not None and one.place[0] != HEADS]
     taps: list[Any] = [LayerTap(places, values)] if places else []
-    return taps + [ReadingTap(one.place, one.layer, one.weights, values) for one in reading]
+    return taps + [ReadingTap(one.place, one.layer, one.weights, ends, values) for one in reading]
 
 
 def _edits(control: Control, prompts: Prompts) -> dict[str, list[Whose]]:

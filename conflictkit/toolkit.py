@@ -292,6 +292,7 @@ class Model:
             control,
             {name: passages.ids(prompts, name) for name in names if name not in EDITED},
             pad_id=self.tokenizer.pad_token_id,
+            end_ids=self._end_ids,
             names=[name for name in dict.fromkeys(names) if name in {*needed, *compared}],
             prompts_read=job.cache,
             spans=[prompt["context"].context for prompt in prompts if "context" in prompt],

@@ -2,7 +2,8 @@
 
 x is what one layer writes at the prompt's last position. A probe says, before a word is written,
 whether context and memory disagree (`conflict`), or that the answer will follow the context
-(`source`). It reads one vector and costs one dot product.
+(`source`). It reads one vector and costs one dot product; a probe of `heads`, the last kind below,
+does not.
 
 >>> import torch
 >>> from conflictkit.detectors.probe import LayerProbe
@@ -14,8 +15,8 @@ How it is fitted: `fit`. By default L2-penalised logistic regression on standard
 (scikit-learn); `optimiser="paper"` is the paper's: binary cross-entropy plus an L1 penalty on all
 parameters, the bias included, by Adam.
 
-A probe of `heads` reads what some heads write, and compares it with memory's next token: see
-`conflictkit.detectors.reading`.
+A probe of `heads` reads what some heads write, unembeds it and compares it with memory's next
+token: see `conflictkit.detectors.reading`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,7 +49,7 @@ KINDS = ("residual", "attention", "mlp")
 HEADS = "heads"
 """A kind of its own: heads of several layers, weighed, against memory's next token."""
 OPTIMISERS, PENALTIES = ("scikit-learn", "paper"), ("l2", "l1")
-_WIDEST = 2**24
+_WIDEST = 2**28
 _FIELDS = ("format", "version", "target", "kind", "layer", "bias", "model", "fingerprint", "about")
 _HEADER = JsonFile("probe", ProbeError, largest=2**20, most_parts=10_000)
 # The paper's: lambda, learning rate, its decay by epoch, epochs, rows of a batch.
@@ -63,8 +65,10 @@ class LayerProbe:
         kind: `residual` (the stream behind the layer), `attention` or `mlp` (what they put out), or
             `heads` (what the heads of this layer and all behind it write, weighed).
         layer: from 0.
-        weights: `[width]` float32; of `heads`: of every head, layer by layer.
-        bias: added to the product; of `heads`: to the surprise, in nats.
+        weights: `[width]` float32; of `heads`: see `interventions.taps.Reader`.
+        bias: added to the product; of `heads`: to the surprise, in nats. There the probability is
+            that of the largest along an answer, so a gate that is asked but once, at the prompt,
+            wants a lower threshold.
         model: what the model was loaded by.
         fingerprint: `conflictkit.models.fingerprint` of its weights.
         about: how it was fitted and how well it does; JSON data.
@@ -92,8 +96,10 @@ class LayerProbe:
         if type(self.layer) is not int or not 0 <= self.layer < 10_000:
             raise ProbeError("layer must be a whole number from 0")
         weights = torch.as_tensor(self.weights).detach().float().cpu().clone()
-        if weights.dim() != 1 or not 0 < len(weights) <= _WIDEST or not weights.isfinite().all():
+        if weights.dim() != 1 or not weights.isfinite().all():
             raise ProbeError("weights must be a vector of finite numbers")
+        if not 0 < len(weights) <= _WIDEST:
+            raise ProbeError(f"weights must be 1 to {_WIDEST:,} numbers, not {len(weights):,}")
         bias = self.bias
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not abs(bias) < 1e9:
             raise ProbeError("bias must be a finite number")
@@ -122,10 +128,12 @@ class LayerProbe:
         place = f"{self.kind}.{self.layer}"
         return f"{place}:{self.digest[:12]}" if self.kind == HEADS else place
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of weights and bias."""
-        return hashlib.sha256(f"{self.bias!r}{self.weights.tolist()}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"{self.bias!r}".encode() + self.weights.numpy().tobytes()
+        ).hexdigest()
 
     @property
     def needs(self) -> tuple[str, ...]:

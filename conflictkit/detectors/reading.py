@@ -2,9 +2,9 @@
 
 A linear probe of one vector cannot compare two answers: it would have to know them all by heart.
 Here the comparison is left to the model's own unembedding. Heads are weighed (`a_h`, one number
-each) by how well what they write says the passage's answer,
+each) by how well what they write says the passage's answer, and corrected by a map of low rank,
 
-    p = softmax(U norm(sum_h a_h W_O^h z_h)),
+    p = softmax(mean|a| U norm(sum_h (a_h W_O^h + U' V_h) z_h)),
 
 and the score is how unlikely they make the token that memory says next: large where the passage
 says something else. It is a direct logit attribution (Elhage et al. 2021, "A Mathematical Framework
@@ -13,7 +13,7 @@ read through the final norm (nostalgebraist 2020, "the logit lens"). Two answers
 so the first token cannot tell all conflicts: read every token of an answer, and take the largest.
 
 >>> import torch
->>> said = torch.tensor([[2.0, 0.0, 0.0]])
+>>> said = torch.tensor([[2.0, 0.0, 0.0]]).log_softmax(-1)
 >>> surprise(said, torch.tensor([0])), surprise(said, torch.tensor([1]))
 (tensor([0.2395]), tensor([2.2395]))
 """
@@ -29,11 +29,10 @@ def surprise(said: Tensor, tokens: Tensor) -> Tensor:
     """How unlikely heads make what memory says next.
 
     Args:
-        said: `[..., vocab]` logits of what heads write.
+        said: `[..., vocab]` log-probabilities of what heads write.
         tokens: `[...]` memory's next token.
 
     Returns:
         `[...]` float32, in nats.
     """
-    said = said.float()
-    return said.logsumexp(-1) - said.gather(-1, tokens[..., None].to(said.device))[..., 0]
+    return -said.float().gather(-1, tokens[..., None].to(said.device))[..., 0]

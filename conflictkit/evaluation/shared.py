@@ -229,6 +229,7 @@ class Batch:
             control,
             {name: [one.prompts[name] for one in mine] for name in self._streams},
             pad_id=self._pad,
+            end_ids=self.model._end_ids,
             spans=spans if len(spans) == len(mine) else None,
             read=read,
         )

@@ -66,11 +66,11 @@ class LayerTap(Attachable):
 
 @dataclass(frozen=True, eq=False)
 class Unsaid:
-    """Positions of a stream that become logits when they are asked for, as a tensor is.
+    """Positions of a stream, of which those become log-probabilities that are asked for.
 
     Attributes:
         values: `[batch, some, width]`.
-        say: `[..., width]` -> `[..., vocab]`.
+        say: `[..., width]` -> `[..., vocab]` log-probabilities.
     """
 
     values: Tensor
@@ -99,15 +99,24 @@ class Reader:
         gains, down, up: `a`, `V` and `U`.
 
     Raises:
-        InvalidParameterError: another number of weights.
-        UnsupportedError: a norm stands between a head and the stream (Gemma 2 and 3, OLMo 2).
+        InvalidParameterError: no such layer, or another number of weights.
+        UnsupportedError: a norm stands between a head and the stream (Gemma 2 and 3, OLMo 2), or
+            the stream is projected before it is unembedded (OPT-350m).
     """
 
     def __init__(self, body: Anatomy, first: int, weights: Tensor) -> None:
+        if (
+            isinstance(first, bool)
+            or not isinstance(first, int)
+            or first not in range(len(body.layers))
+        ):
+            raise InvalidParameterError(
+                f"heads from layer {first!r} on: the model has layers 0 to {len(body.layers) - 1}"
+            )
         count = len(body.layers) - first
         heads, wide = count * body.heads, count * body.heads * body.head_dim
         rank, odd = divmod(weights.numel() - heads, wide + body.width)
-        if first < 0 or count < 1 or rank < 0 or odd:
+        if rank < 0 or odd:
             raise InvalidParameterError(
                 f"{weights.numel()} weights from layer {first} on: the model has "
                 f"{len(body.layers)} layers of {body.heads} heads"
@@ -116,6 +125,10 @@ class Reader:
             raise UnsupportedError(
                 "a norm stands between this model's heads and its stream, so what a head says by "
                 "itself is not defined: fit a probe of another kind"
+            )
+        if getattr(body.unembed, "in_features", body.width) != body.width:
+            raise UnsupportedError(
+                "this model projects its stream before it unembeds it: fit a probe of another kind"
             )
         self.body, self.first = body, first
         flat = weights.flatten()
@@ -141,10 +154,10 @@ class Reader:
         return said + heads @ self.down[layer - self.first].to(heads) @ self.up.to(heads)
 
     def say(self, values: Tensor) -> Tensor:
-        """`[..., width]` in the stream -> `[..., vocab]` float32 logits."""
+        """`[..., width]` in the stream -> `[..., vocab]` float32 log-probabilities."""
         normed = values if self.body.norm is None else self.body.norm.forward(values)
         scale = self.gains.abs().mean()
-        return self.body.unembed.forward(normed).float() * scale.to(normed.device)
+        return (self.body.unembed.forward(normed).float() * scale.to(normed.device)).log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +167,8 @@ class ReadingTap(Attachable):
     Args:
         name: what it is kept as.
         first, weights: as in `Reader`.
+        ends: tokens that end an answer; they get a log-probability of 0, for a passage says nothing
+            against ending.
 
     Attributes:
         values: name -> `Unsaid`, of the newest pass.
@@ -167,6 +182,7 @@ class ReadingTap(Attachable):
     name: str
     first: int
     weights: Tensor
+    ends: Sequence[int] = ()
     values: dict[str, Any] = field(default_factory=dict, repr=False)
     positions: Positions = None
 
@@ -178,7 +194,9 @@ class ReadingTap(Attachable):
     def _add(self, reader: Reader, layer: int) -> Change:
         @torch.no_grad()
         def say(values: Tensor) -> Tensor:
-            return reader.say(values)
+            told = reader.say(values)
+            told[..., list(self.ends)] = 0.0
+            return told
 
         def add(values: Tensor, _: Spread) -> Tensor:
             wrote = reader.wrote(layer, values[:, -LAST:])

@@ -145,7 +145,9 @@ def _attention(body: Anatomy, seen: Snapshot, layer: int) -> Tensor:
 
 
 def _mlp(body: Anatomy, seen: Snapshot, layer: int) -> Tensor:
-    norm = getattr(body.layers[layer], "post_feedforward_layernorm", None)
+    names = ("post_feedforward_layernorm", "post_mlp_layernorm")  # Gemma 2, 3 and OLMo 2; GLM-4
+    own = (getattr(body.layers[layer], name, None) for name in names)
+    norm = next((one for one in own if one is not None), None)
     out = seen.mlps[layer]
     return (out if norm is None else norm.forward(out)).float()
 

@@ -135,11 +135,11 @@ def fit_probes(
         target: `conflict`, or `source`: whether the plain answer follows the context (answers that
             give neither, or both, are left out).
         kinds, layers: what to read; layers None: all. `heads` (of that layer and all behind it)
-            reads along memory's answer, and its largest value is the case's.
+            reads along memory's answer, and its largest value is the case's; see `reading.weigh`.
         penalty, strengths, optimiser: as in `conflictkit.detectors.probe.fit`; the strength is
-            chosen for each layer.
+            chosen for each layer. `heads` have none of them.
         keep: folder for activations and answers: the same call then goes on where it was cut
-            short. None: nothing is kept.
+            short, but for `heads`, which are read anew. None: nothing is kept.
         seed: of the split, of the paper's optimiser and of the intervals.
         progress: called while cases are read.
         options: `chat`, `template`, `truncate`, `max_new_tokens`, as in `Model.ask`.
@@ -164,6 +164,11 @@ def fit_probes(
     if HEADS in kinds and target != "conflict":
         raise InvalidParameterError("heads tell of a conflict, not of the source: leave them out")
     plain = [kind for kind in kinds if kind != HEADS]
+    given = (penalty, tuple(strengths), optimiser)
+    if not plain and given != (PENALTIES[0], STRENGTHS, OPTIMISERS[0]):
+        raise InvalidParameterError(
+            "penalty, strengths and optimiser are of linear probes: heads have none of them"
+        )
     if layers is not None and plain:  # before the long part
         check_places(plain, layers, anatomy.find(network(model)))
     with ExitStack() as stack:
@@ -185,7 +190,9 @@ def fit_probes(
                         (penalty, strengths, optimiser, seed),
                     ))  # fmt: skip
         if HEADS in kinds:
-            found += _heads(model, (chosen, labels, layers), seed, progress, wording)
+            several, unread = _heads(model, (chosen, labels, layers), seed, progress, wording)
+            found += several
+            dropped |= {"not read along memory's answer": unread} if unread else {}
     best = max(found, key=lambda one: one[1].auroc)
     return Probed(target, tuple(score for _, score in found), best[0], dropped)
 
@@ -228,12 +235,13 @@ def measure(
 
     Args:
         probe: what is measured.
-        values: `[rows, width]`.
+        values: `[rows, width]`; of `heads` `[rows]` in nats, as `reading.along` returns them.
         labels: `[rows]` bool, of both kinds.
         subjects: of every row.
         seed: of the resamples.
     """
-    return _scored((probe.kind, probe.layer, None), probe(values), labels, subjects, seed)
+    said = (values + probe.bias).sigmoid() if probe.kind == HEADS else probe(values)
+    return _scored((probe.kind, probe.layer, None), said, labels, subjects, seed)
 
 
 def _layer(
@@ -302,30 +310,30 @@ def _heads(
     seed: int,
     progress: Callable[[Progress], None] | None,
     wording: Mapping[str, Any],
-) -> list[tuple[LayerProbe, LayerScore]]:
-    """Probes of heads from every layer on, and how they do on the subjects held out."""
+) -> tuple[list[tuple[LayerProbe, LayerScore]], int]:
+    """Probes of heads from every layer on, and how they do on the subjects held out; and how many
+    of the cases cannot be read along memory's answer."""
     cases, labels, layers = what
-    _, held, _ = _split(cases, labels, seed)
+    _, held, subjects = _split(cases, labels, seed)
     learnt = [case for case, out in zip(cases, held.tolist(), strict=True) if not out]
     weights = weigh(model, learnt, layers=layers, seed=seed, progress=progress, **wording)
     said = along(model, cases, weights, progress=progress, **wording)
     there = ~next(iter(said.values())).isnan()
-    right, held, subjects = _split(
-        [case for case, one in zip(cases, there.tolist(), strict=True) if one], labels[there], seed
-    )
-    theirs = [one for one, out in zip(subjects, held.tolist(), strict=True) if out]
+    _check_sides(labels[there], held[there])
+    chosen = there & held
+    theirs = [one for one, out in zip(subjects, chosen.tolist(), strict=True) if out]
     found = []
-    for layer, everyone in said.items():
-        own = everyone[there]
-        bias = even_odds(own[~held], right[~held])
-        chance = (own[held] + bias).sigmoid()
-        score = _scored((HEADS, layer, None), chance, right[held], theirs, seed)
+    for layer, own in said.items():
+        # The weights know the subjects that they were learnt from too well to set the bias by.
+        bias = even_odds(own[chosen], labels[chosen])
+        chance = (own[chosen] + bias).sigmoid()
+        score = _scored((HEADS, layer, None), chance, labels[chosen], theirs, seed)
         about = {"seed": seed, "rows": int((~held).sum()), "validation": asdict(score)}
         probe = LayerProbe(
             "conflict", HEADS, layer, weights[layer], bias, model.name, model.fingerprint, about
         )
         found.append((probe, score))
-    return found
+    return found, int((~there).sum())
 
 
 def even_odds(said: Tensor, labels: Tensor) -> float:

@@ -76,16 +76,22 @@ def weigh(
         First layer -> float32s in one line: of every head from it on its weight, then the
         correction (`interventions.taps.Reader`).
 
+    Side effects:
+        Holds what all heads from the lowest layer on put out before every token of at most 5,000
+        answers (numbers of the model's dtype), and once more in float32 for a correction.
+
     Raises:
         EmptyInputError: no case can be read.
-        InvalidParameterError, UnsupportedError: a rank below 0, heads that the model does not have,
-            or that cannot be read by themselves.
+        InvalidParameterError, UnsupportedError: a rank below 0, no layer or one that the model does
+            not have, or heads that cannot be read by themselves.
     """
     if type(rank) is not int or rank < 0:
         raise InvalidParameterError(f"rank must be a whole number from 0, not {rank!r}")
     body = anatomy.find(network(model))
     with_heads = [layer for layer, one in enumerate(body.outputs) if one is not None]
     wanted = with_heads if layers is None else list(layers)
+    if not wanted:
+        raise InvalidParameterError("name at least one layer, or leave layers out")
     read_from = {one: Reader(body, one, _even(body, one)) for one in wanted}
     cases = random.Random(seed).sample(list(cases), min(_MOST, len(cases)))
     kept: dict[int, list[Tensor]] = {}
@@ -126,6 +132,8 @@ def along(
     Returns:
         First layer -> `[cases]` float32, in nats; NaN where a case cannot be read.
     """
+    if not weights:
+        raise InvalidParameterError("no weights to read with: pass what weigh returned")
     body = anatomy.find(network(model))
     readers = {layer: Reader(body, layer, own) for layer, own in weights.items()}
     found = {layer: torch.full((len(cases),), torch.nan) for layer in weights}
@@ -141,7 +149,8 @@ def along(
 
 
 def _even(body: anatomy.Anatomy, first: int) -> Tensor:
-    return torch.ones(max(0, len(body.layers) - first) * body.heads)
+    layers = len(body.layers) - first if type(first) is int else 0  # `Reader` says what is wrong
+    return torch.ones(max(0, layers) * body.heads)
 
 
 def _said(reader: Reader, heads: Mapping[int, Tensor], rows: Any) -> Tensor:
@@ -193,7 +202,7 @@ def _descend(
     for _ in range(steps):
         rows = torch.randperm(len(tokens), generator=draw)[:_ROWS].to(tokens.device)
         with torch.enable_grad():
-            loss = torch.nn.functional.cross_entropy(said(rows), tokens[rows])
+            loss = torch.nn.functional.nll_loss(said(rows), tokens[rows])
         way.zero_grad()
         own = [one for group in way.param_groups for one in group["params"]]
         torch.autograd.backward(loss, inputs=own)
@@ -229,10 +238,12 @@ def _seen(
     done = 0
     for group in batches(hf, [len(prompt) + len(ids) - 1 for _, prompt, ids in ready]):
         mine = [ready[row] for row in group]
-        caught: dict[int, Tensor] = {}
+        longest, caught = max(len(ids) for *_, ids in mine), dict[int, Tensor]()
 
-        def keep(layer: int, caught: dict[int, Tensor] = caught) -> Callable[[Any, Any], None]:
-            return lambda arguments, _: caught.update({layer: arguments[0]})
+        def keep(
+            layer: int, most: int = longest, caught: dict[int, Tensor] = caught
+        ) -> Callable[[Any, Any], None]:
+            return lambda arguments, _: caught.update({layer: arguments[0][:, -most:].clone()})
 
         with hooked(after=[(module, keep(layer)) for layer, module in modules.items()]):
             read(hf, [[*prompt, *ids[:-1]] for _, prompt, ids in mine])

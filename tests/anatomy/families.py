@@ -51,6 +51,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "mixtral": lambda: hf.MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2),
     "qwen3-moe": lambda: hf.Qwen3MoeConfig(**_GROUPED, **_EXPERTS),
     "granite": lambda: hf.GraniteConfig(**_GROUPED, residual_multiplier=0.5),
+    "glm4": lambda: hf.Glm4Config(**_GROUPED, head_dim=16),
     "smollm3": lambda: hf.SmolLM3Config(**_GROUPED),
 }  # fmt: skip
 

@@ -126,12 +126,13 @@ def test_parts(name: str) -> None:
     hf = model(name)
     body = anatomy.find(hf)
     assert (len(body.layers), body.heads) == (2, 4)
-    wide = name in ("qwen3", "gemma2", "gemma3", "qwen3-moe")
+    wide = name in ("qwen3", "gemma2", "gemma3", "qwen3-moe", "glm4")
     assert body.head_dim == (16 if wide else 8)
+    assert body.width == hf.config.hidden_size
     assert body.kv_heads == {"falcon-7b": 1}.get(name, 4 if _alone(name) else 2)
     assert body.residual_scale == (0.5 if name == "granite" else 1.0)
     assert body.parallel == (name in ("gpt-neox", "falcon-7b", "falcon-40b"))
-    assert (body.attention_norms[0] is not None) == (name in ("gemma2", "gemma3", "olmo2"))
+    assert (body.attention_norms[0] is not None) == (name in ("gemma2", "gemma3", "olmo2", "glm4"))
     # The final norm is what the unembedding reads, and the MLP the last to write.
     order: list[str] = []
     hooks = [

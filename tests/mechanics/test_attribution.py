@@ -48,7 +48,8 @@ def test_all_shares_add_up_to_the_logit_difference(name: str) -> None:
         for layer, mlp in enumerate(body.mlps):
             out = clean[mlp][1]
             out = out.reshape(1, -1, body.width)[:, -1:]
-            behind: Any = getattr(body.layers[layer], "post_feedforward_layernorm", None)
+            own = "post_mlp" if name == "glm4" else "post_feedforward"
+            behind: Any = getattr(body.layers[layer], f"{own}_layernorm", None)
             rest = rest + body.residual_scale * (out if behind is None else behind(out))
             bias: Any = getattr(body.outputs[layer], "bias", None)
             rest = rest if bias is None else rest + body.residual_scale * bias

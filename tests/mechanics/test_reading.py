@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import OPTConfig, OPTForCausalLM
 
 import conflictkit as ck
 from conflictkit.detectors.probe import HEADS, LayerProbe
@@ -22,6 +23,7 @@ from conflictkit.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from conflictkit.mechanics import probing
 from conflictkit.mechanics.probing import even_odds, fit_probes
 from conflictkit.mechanics.reading import along, weigh
 from conflictkit.models import fingerprint
@@ -173,6 +175,25 @@ def test_rows_may_have_probes_that_begin_at_the_same_layer(model: Any) -> None:
         assert scores(answer) == pytest.approx(told, abs=1e-5)
 
 
+def test_nothing_is_said_against_an_end(model: Any) -> None:
+    probe = probe_of(model.model, 0)
+    given: dict[str, Any] = {"when": "probe > 0.5", "probe": probe, "max_new_tokens": 8}
+    plain = model.ask(QUESTION, CONTEXT, "plain", **given)
+    prompt = model.prompts(QUESTION, CONTEXT)["memory"].ids
+    told = [memory(model.model, [*prompt, *ids(plain)[:n]]) for n in range(len(ids(plain)))]
+    end = next(token for token in told if token not in ids(plain))
+    hf = deepcopy(model.model)
+    hf.generation_config.eos_token_id = [1, end]
+    again = ck.load(hf, tokenizer=byte_tokenizer()).ask(QUESTION, CONTEXT, "plain", **given)
+    assert ids(again) == ids(plain)
+    least = 1 / (1 + math.exp(-probe.bias))
+    expected = [
+        least if token == end else score for token, score in zip(told, scores(plain), strict=True)
+    ]
+    assert scores(again) == pytest.approx(expected, abs=1e-6)
+    assert scores(again) != pytest.approx(scores(plain), abs=1e-6)
+
+
 @pytest.mark.parametrize(("spec", "streams"), [("cad", 2), ("plain", 2), ("ph3?heads=1.2", 3)])
 def test_it_costs_no_pass_beside_memory(model: Any, spec: str, streams: int) -> None:
     given: dict[str, Any] = {"when": "probe > 0.5", "probe": probe_of(model.model, 0)}
@@ -198,12 +219,31 @@ def test_a_file_and_a_policy_hold_it(model: Any, tmp_path: Path) -> None:
 
 def test_heads_that_cannot_be_read_are_refused(model: Any) -> None:
     probe = probe_of(model.model, 1)
-    for wrong in (replace(probe, weights=torch.ones(3)), replace(probe, layer=2)):
-        with pytest.raises(InvalidParameterError, match="weights from layer"):
+    for wrong, why in (
+        (replace(probe, weights=torch.ones(3)), "3 weights from layer 1"),
+        (replace(probe, layer=2), "layers 0 to 1"),
+        (replace(probe, layer=3), "layers 0 to 1"),
+    ):
+        with pytest.raises(InvalidParameterError, match=why):
             model.ask(QUESTION, CONTEXT, "cad", when="probe > 0.5", probe=wrong, max_new_tokens=2)
-    gemma = ck.load(family("gemma2"), tokenizer=byte_tokenizer())
-    with pytest.raises(UnsupportedError, match="a norm stands between"):
-        weigh(gemma, [case(0)])
+    several: Any = ([], "at least one layer"), ([3], "0 to 1"), (["a"], "'a'"), ([True], "T")
+    for layers, why in several:
+        with pytest.raises(InvalidParameterError, match=why):
+            weigh(model, [case(0)], layers=layers)
+    with pytest.raises(InvalidParameterError, match="pass what weigh returned"):
+        along(model, [case(0)], {})
+    for name in ("gemma2", "glm4"):
+        normed = ck.load(family(name), tokenizer=byte_tokenizer())
+        with pytest.raises(UnsupportedError, match="a norm stands between"):
+            weigh(normed, [case(0)])
+    narrow = OPTConfig(
+        vocab_size=300, hidden_size=32, word_embed_proj_dim=16, num_hidden_layers=2, ffn_dim=32,
+        num_attention_heads=4, max_position_embeddings=256,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedError, match="projects its stream before"):
+        weigh(ck.load(OPTForCausalLM(narrow), tokenizer=byte_tokenizer()), [case(0)])
+    with pytest.raises(InvalidParameterError, match="heads have none of them"):
+        fit_probes(model, [case(0)], kinds=["heads"], strengths=(2.0,))
     with pytest.raises(InvalidParameterError, match="rank must be a whole number from 0"):
         weigh(model, [case(0)], rank=-1)
     with pytest.raises(EmptyInputError, match="no case has a passage"):
@@ -237,6 +277,34 @@ def test_along_an_answer_it_is_the_largest(atlas: Any) -> None:
             ]
             assert float(most[layer][row]) == pytest.approx(max(each), abs=0.05)  # bfloat16
             assert float(begin[layer][row]) == pytest.approx(each[0], abs=0.05)
+
+
+def test_weights_know_nothing_of_the_subjects_that_measure_them(
+    atlas: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where a subject cannot be read at all either."""
+    cases = [one for s in ("correction", "agreement") for one in ck.atlas.cases("train", s)[:60]]
+    gone = sorted({one.subject for one in cases})[0]
+    cases = [replace(x, memory_answers=()) if x.subject == gone else x for x in cases]
+    learnt: set[str] = set()
+    shown: set[str] = set()
+    real = probing._scored
+
+    def fake(_: Any, several: Any, **__: Any) -> dict[int, Tensor]:
+        learnt.update(one.subject for one in several)
+        return {4: torch.ones(16)}
+
+    def scored(what: Any, said: Any, labels: Any, subjects: Any, seed: int) -> Any:
+        shown.update(subjects)
+        return real(what, said, labels, subjects, seed)
+
+    monkeypatch.setattr(probing, "weigh", fake)
+    monkeypatch.setattr(probing, "_scored", scored)
+    probed = fit_probes(atlas, cases, kinds=["heads"])
+    assert learnt | shown | {gone} == {one.subject for one in cases}
+    assert not learnt & shown
+    unread = sum(one.subject == gone for one in cases)
+    assert probed.dropped == {"not read along memory's answer": unread}
 
 
 def test_the_bias_makes_the_mean_right() -> None:
