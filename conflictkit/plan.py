@@ -59,7 +59,7 @@ def open_streams(
     lengths = [len(row) for row in prompts.get("context", ())]
     changes = _edits(control, Prompts(lengths, spans))
     looked: dict[str, Any] = {}
-    taps = _taps(control, looked, end_ids)
+    taps = _taps(control, looked, end_ids, _unread(prompts))
     if taps:
         changes.setdefault("context", []).extend((tap, None) for tap in taps)
     # In this order, because an edit may need what another stream has just computed.
@@ -101,7 +101,7 @@ def _controllers(control: Control) -> list[tuple[Controller, Tensor | None]]:
 
 
 def _taps(
-    control: Control, values: dict[str, Any], ends: Sequence[int]
+    control: Control, values: dict[str, Any], ends: Sequence[int], unread: Tensor | None
 ) -> list[LayerTap | ReadingTap]:
     """What the gates' probes read of the context stream, and put into `values`."""
     gates = [one.gate for one, _ in _controllers(control) if one.gate is not None]
@@ -109,7 +109,18 @@ def _taps(
     reading = [one for one in probes.values() if one.kind == HEADS]
     places = [one.place for one in gates if one.place is not None and one.place[0] != HEADS]
     taps: list[Any] = [LayerTap(places, values)] if places else []
-    return taps + [ReadingTap(one.place, one.layer, one.weights, ends, values) for one in reading]
+    return taps + [
+        ReadingTap(one.place, one.layer, one.weights, ends, unread, values) for one in reading
+    ]
+
+
+def _unread(prompts: Mapping[str, Sequence[Sequence[int]]]) -> Tensor | None:
+    """`[prompts]` bool, those without a passage: memory reads the same; None: none."""
+    if "context" not in prompts or "memory" not in prompts:
+        return None
+    both = zip(prompts["context"], prompts["memory"], strict=True)
+    same = torch.tensor([list(one) == list(other) for one, other in both])
+    return same if bool(same.any()) else None
 
 
 def _edits(control: Control, prompts: Prompts) -> dict[str, list[Whose]]:

@@ -71,13 +71,17 @@ class Unsaid:
     Attributes:
         values: `[batch, some, width]`.
         say: `[..., width]` -> `[..., vocab]` log-probabilities.
+        unread: `[batch]` bool, rows without a passage, whose log-probabilities are 0; None: none.
     """
 
     values: Tensor
     say: Callable[[Tensor], Tensor]
+    unread: Tensor | None = None
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self.say(self.values[index])
+        """`[batch, vocab]` of one position in every row, all rows in their order."""
+        told = self.say(self.values[index])
+        return told if self.unread is None else told.masked_fill(self.unread[:, None], 0.0)
 
 
 class Reader:
@@ -169,6 +173,8 @@ class ReadingTap(Attachable):
         first, weights: as in `Reader`.
         ends: tokens that end an answer; they get a log-probability of 0, for a passage says nothing
             against ending.
+        unread: `[prompts]` bool, those without a passage, where heads read nothing that could speak
+            against memory; None: none.
 
     Attributes:
         values: name -> `Unsaid`, of the newest pass.
@@ -183,6 +189,7 @@ class ReadingTap(Attachable):
     first: int
     weights: Tensor
     ends: Sequence[int] = ()
+    unread: Tensor | None = None
     values: dict[str, Any] = field(default_factory=dict, repr=False)
     positions: Positions = None
 
@@ -198,11 +205,12 @@ class ReadingTap(Attachable):
             told[..., list(self.ends)] = 0.0
             return told
 
-        def add(values: Tensor, _: Spread) -> Tensor:
+        def add(values: Tensor, spread: Spread) -> Tensor:
             wrote = reader.wrote(layer, values[:, -LAST:])
             if layer != reader.layers[0]:
                 wrote = self.values[self.name].values.to(wrote.device) + wrote
-            self.values[self.name] = Unsaid(wrote, say)
+            unread = None if self.unread is None else spread(self.unread.to(wrote.device))
+            self.values[self.name] = Unsaid(wrote, say, unread)
             return values
 
         return add

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from seed import Seed
 
+from conflictkit import anatomy
 from conflictkit.detectors.probe import HEADS, LayerProbe
 from conflictkit.mechanics.probing import even_odds
 from conflictkit.mechanics.reading import along, weigh
 from conflictkit.scoring import Row, Scorer
 from conflictkit.types import Case
 
-ASKED = ("probe", "first", "text", "jsd", "jsd_first", "named", "weights")
+ASKED = ("probe", "first", "text", "jsd", "jsd_first", "named", "weights", "online")
 """The largest along memory's answer, and at the prompt's end; a classifier of the text; JSD in both
-ways; whether the passage has memory's answer in it, letter by letter; and the probe without its
-correction."""
+ways; whether the passage has memory's answer in it, letter by letter; the probe without its
+correction; and the largest along the plain answer while it is written."""
 
 
 def diverged(seed: Seed, cases: Sequence[Case]) -> dict[str, list[float]]:
@@ -45,7 +46,8 @@ def named(cases: Sequence[Case]) -> list[float]:
 
 
 def retold(cases: Sequence[Case], times: int = 3) -> list[Case]:
-    """The cases, and every conflict again, giving another object of its relation each time."""
+    """The cases, and every conflict again, giving other objects of its relation: neither its own
+    nor memory's."""
     draw = random.Random(0)
     known: dict[str, set[str]] = {}
     for one in cases:
@@ -55,12 +57,28 @@ def retold(cases: Sequence[Case], times: int = 3) -> list[Case]:
         if one.state == "agreement":
             continue
         word = re.compile(rf"(?<!\w){re.escape(one.context_answers[0])}(?!\w)")
-        for said in draw.choices(sorted(known[one.relation]), k=times):
+        others = sorted(known[one.relation] - {*one.context_answers, *one.memory_answers})
+        for said in draw.sample(others, min(times, len(others))):
             told = tuple(word.sub(lambda _, own=said: own, text) for text in one.contexts)
             found.append(
                 replace(one, id=f"{one.id}-{said}", contexts=told, context_answers=(said,))
             )
     return found
+
+
+def online(seed: Seed, probe: LayerProbe, cases: Sequence[Case]) -> list[float]:
+    """The largest probability that a gate asked at every token of the plain answer sees."""
+    told = [0.0] * len(cases)
+    order = sorted(range(len(cases)), key=lambda row: sum(map(len, cases[row].contexts)))
+    for start in range(0, len(order), 64):
+        rows = order[start : start + 64]
+        answers = seed.model.ask_batch(
+            [cases[row].question for row in rows], [cases[row].contexts for row in rows], "plain",
+            when="probe > 0.5", probe=probe, max_new_tokens=16,
+        )  # fmt: skip
+        for row, answer in zip(rows, answers, strict=True):
+            told[row] = max(token.scores["probe"] for token in answer.trace.tokens)
+    return told
 
 
 def measured(
@@ -81,24 +99,30 @@ def measured(
     told = along(seed.model, test.cases, weights)
     first = along(seed.model, test.cases, {layer: weights[layer]}, first=True)[layer]
     jsd = diverged(seed, test.cases)
-    alone = along(seed.model, test.cases, weigh(seed.model, train.cases, layers=[layer], rank=0))[
-        layer
-    ]
-    scores = (told[layer], first, text, jsd["max"], jsd["first"], named(test.cases), alone)
-    cells = areas(test.labels, test.subjects, *scores)
+    body = anatomy.find(seed.model.model)
+    gains = weights[layer][: (len(body.layers) - layer) * body.heads]
+    alone = along(seed.model, test.cases, {layer: gains})[layer]
     probe = LayerProbe(
-        "conflict", HEADS, layer, weights[layer], bias, seed.name, seed.model.fingerprint,
-        {"test": cells[0]},
+        "conflict", HEADS, layer, weights[layer], bias, seed.name, seed.model.fingerprint
+    )
+    seen = torch.tensor(online(seed, probe, test.cases))
+    scores = (
+        told[layer], first, text, jsd["max"], jsd["first"], named(test.cases), alone, seen.tolist()
     )  # fmt: skip
+    cells = areas(test.labels, test.subjects, *scores)
     figures = {
         "layer": layer,
         "validation": validation,
         "curve": {one: area(own, test.labels) for one, own in told.items()},
         "accuracy": float((((told[layer] + bias) > 0) == test.labels).double().mean()),
+        "fires": {
+            side: float((seen[test.labels == (side == "conflict")] > 0.5).double().mean())
+            for side in ("conflict", "agreement")
+        },
         "test": dict(zip(ASKED, cells, strict=True)),
         "transfer": moved(seed, learnt, test, layer, area),
     }
-    return figures, probe
+    return figures, replace(probe, about={"test": cells[0]})
 
 
 def moved(
@@ -140,6 +164,14 @@ def says(seeds: dict[str, Any], asked: float) -> list[str]:
         + ".",
         f"- The same at the prompt's last position alone: {cells('first')}. Along the answer, with "
         f"a weight for each head and no correction: {cells('weights')}.",
+        f"- While the plain answer is written, the largest value at its tokens: {cells('online')}. "
+        "Above even odds at some token: "
+        + "; ".join(
+            f"{100 * one['fires']['conflict']:.0f} % of conflicts, "
+            f"{100 * one['fires']['agreement']:.0f} % of agreements"
+            for one in rows
+        )
+        + ".",
         f"- Beside it, with the interval of the paired difference above zero: a classifier of the "
         f"text ({cells('text')}) on {above('text')} seeds, JSD along memory's answer "
         f"({cells('jsd')}) on {above('jsd')}, JSD at the first token ({cells('jsd_first')}) on "

@@ -31,6 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "heads"), str(HERE.parent / "auto")
 import run as heads  # noqa: E402
 import torch  # noqa: E402
 from declined import declined  # noqa: E402
+from gated import gated  # noqa: E402
 from seed import ALLOWED, GUARDS, Seed  # noqa: E402
 
 import conflictkit as ck  # noqa: E402
@@ -56,8 +57,6 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 PLACES = ("last_prompt", "generated", "all")
 RANDOM_SETS = 20
 TUNED = {name: count // 2 for name, count in heads.TUNED.items()}
-GATED = {**heads.CURVED, **heads.GUARDED}
-GATES = ("probe > 0.5 at prompt", "jsd > 0.1 at prompt", "jsd > 0.3 at prompt")
 
 Policies = dict[str, Policy]
 Figures = Mapping[str, Any]
@@ -151,10 +150,9 @@ def settings(fitted: Mapping[str, Mapping[Any, Policy]], side: str) -> dict[str,
     return found
 
 
-def changed(policy: Policy, *, when: str | None = None, **params: Any) -> Policy:
-    """The policy with other parameters, or behind a gate."""
-    made = replace(policy.controller.rule, **params)
-    return replace(policy, controller=Controller(made, when))
+def changed(policy: Policy, **params: Any) -> Policy:
+    """The policy with other parameters."""
+    return replace(policy, controller=Controller(replace(policy.controller.rule, **params)))
 
 
 def tuned(
@@ -298,20 +296,6 @@ def controlled(bench: Bench, chosen: Any, policies: Policies, known: Figures) ->
             "as good": sum(one >= table[label][f"{side}_rate"] for one in mine),
             "of": len(mine),
         }
-    return found
-
-
-def gated(bench: Bench, chosen: Any, policies: Policies) -> dict[str, Any]:
-    """Always on against gates, towards the context: what they keep, and what they cost."""
-    cases = bench.seed.drawn("test", GATED)
-    found = {}
-    for family in ("spare", "caa"):
-        label = chosen[family]["context"]["free"]
-        base = policies[label]
-        several = {f"{label} when {one}": changed(base, when=one) for one in GATES}
-        run = bench.answered(f"gated-{family}", cases, {label: base, **several}, ["plain"])
-        assert run.summary is not None
-        found[family] = heads.table(run.summary, (*heads.METRICS, heads.FORWARDS))
     return found
 
 

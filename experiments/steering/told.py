@@ -17,8 +17,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "heads"), str(HERE.parent)]
 
 import claims  # noqa: E402
+import gated  # noqa: E402
 from shown import (  # noqa: E402
-    GUARDS,
     SIDES,
     Figures,
     apart,
@@ -52,7 +52,7 @@ def page(seeds: Mapping[str, Figures]) -> Iterator[str]:
     yield from _spare(seeds)
     yield from _why()
     yield from _random(seeds)
-    yield from _gated(seeds)
+    yield from gated.says(seeds)
     yield from _declined(seeds)
     for how, what in CHOICES.items():
         yield from table(seeds, FAMILIES, how, what)
@@ -155,29 +155,32 @@ def _why() -> Iterator[str]:
     yield ""
     yield (
         "Points against `plain` in answers from the source, on conflicts of test; answers from "
-        "neither source, per cent. Each rung at the setting with most such answers on validation."
+        "neither source, per cent. Each rung at the setting with most such answers on validation, "
+        "of as many as stand behind it. The first three go down to one layer and one position; the "
+        "others are to be read against the third. All vectors have the length of CAA's in that "
+        "layer, the little that the autoencoder leaves out too."
     )
     yield ""
     yield "| for | rung | " + " | ".join(several) + " |"
     yield "|---" * (2 + len(several)) + "|"
     for side in SIDES:
-        for rung in next(iter(several.values()))["sides"][side]["rungs"]:
+        for rung, first in next(iter(several.values()))["sides"][side].items():
             cells = []
             for one in several.values():
-                row = one["sides"][side]["rungs"][rung]
+                row = one["sides"][side][rung]
                 cells.append(f"{gain(row)}; {100 * row['other']:.0f}")
-            yield f"| {side} | {rung} | " + " | ".join(cells) + " |"
+            yield f"| {side} | {rung} ({first['settings']}) | " + " | ".join(cells) + " |"
     yield ""
     told = each(
         several,
-        lambda one: ", ".join(
-            f"{name} {value:.2f}" for name, value in one["sides"][SIDES[0]]["alike"].items()
+        lambda one: (
+            f"behind layer {one['vectors']['layer']} "
+            + ", ".join(f"{name} {value:.2f}" for name, value in one["vectors"]["cosine"].items())
         ),
     )
-    yield (
-        "- Cosine with CAA's direction behind layer 4 (`span`: share of its length within the rows "
-        f"of those features): {told}."
-    )
+    left = each(several, lambda one: f"{100 * one['vectors']['left out']:.0f} %")
+    yield f"- Cosine with CAA's direction (`p`: the features that SpARE takes): {told}."
+    yield f"- Its length that the autoencoder leaves out: {left}."
     yield ""
 
 
@@ -195,31 +198,6 @@ def _random(seeds: Mapping[str, Figures]) -> Iterator[str]:
                 f"{100 * row['deviation']:.0f}, {row['as good']} of {row['of']} as good"
             )
         yield f"| {name} | " + " | ".join(cells) + " |"
-    yield ""
-
-
-def _gated(seeds: Mapping[str, Figures]) -> Iterator[str]:
-    yield "### Gated against always on, towards the context"
-    yield ""
-    yield "Points against `plain`: answers from the context; guards; forwards per token."
-    yield ""
-    names = list(next(iter(seeds.values()))["gated"])
-    yield "| method | " + " | ".join(seeds) + " |"
-    yield "|---|" + "---|" * len(seeds)
-    for family in names:
-        rows: dict[str, list[str]] = {}
-        for one in seeds.values():
-            for label, row in one["gated"][family].items():
-                if label == "plain":
-                    continue
-                gate = label.partition(" when ")[2] or "always on"
-                lost = "/".join(f"{100 * (row[g]['minus'] or 0):+.0f}" for g in GUARDS)
-                rows.setdefault(gate, []).append(
-                    f"{100 * (row['context_rate']['minus'] or 0):+.1f}; {lost}; "
-                    f"{row['forwards_per_token']['value']:.2f}"
-                )
-        for gate, cells in rows.items():
-            yield f"| `{family}`, {gate} | " + " | ".join(cells) + " |"
     yield ""
 
 

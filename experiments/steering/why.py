@@ -37,8 +37,9 @@ TUNED, TESTED = dict.fromkeys(KINDS, 40), dict.fromkeys(KINDS, 200)
 Vector = torch.Tensor
 
 
-def vectors(bench: Bench, fitted: Any, layer: int) -> tuple[dict[str, Vector], dict[str, float]]:
-    """CAA's direction behind a layer and its parts, all of its length; and how alike they are.
+def vectors(bench: Bench, fitted: Any, layer: int) -> tuple[dict[str, Vector], dict[str, Any]]:
+    """CAA's direction behind a layer and its parts, all of its length; their cosines with it, and
+    the share of its length that is left out by nature.
 
     `rebuilt` is the difference of what the autoencoder rebuilds, `left out` what is missing to the
     whole; `p=...` is the sum of the rows of the features that SpARE takes, by their targets.
@@ -56,32 +57,28 @@ def vectors(bench: Bench, fitted: Any, layer: int) -> tuple[dict[str, Vector], d
         "rebuilt": again[labels].mean(0) - again[~labels].mean(0),
     }
     parts["left out"] = parts["whole"] - parts["rebuilt"]
-    spans = {}
     for share in SHARES:
         made: Any = fitted["spare"][share].controller.rule
         total = torch.zeros(sae.width)
-        rows_of = []
         for sign, side in ((1.0, made.context), (-1.0, made.memory)):
             for feature, target in rule.targets_of(side).get(layer, {}).items():
                 total += sign * target * sae.decoder[feature].float()
-                rows_of.append(sae.decoder[feature].float())
         parts[f"p={share:g}"] = total
-        basis = torch.linalg.qr(torch.stack(rows_of, 1)).Q
-        spans[f"span of p={share:g}"] = float(
-            (basis.T @ parts["whole"]).norm() / parts["whole"].norm()
-        )
     length = Directions.read(fitted["caa"][None].controller.rule.directions).vectors[layer].norm()
     alike = {
         name: float(torch.cosine_similarity(one, parts["whole"], dim=0))
         for name, one in parts.items()
     }
-    return {name: one / one.norm() * length for name, one in parts.items()}, alike | spans
+    about = {
+        "layer": layer,
+        "cosine": {name: one for name, one in alike.items() if name != "whole"},
+        "left out": float(parts["left out"].norm() / parts["whole"].norm()),
+    }
+    return {name: one / one.norm() * length for name, one in parts.items()}, about
 
 
-def rungs(bench: Bench, fitted: Any, side: str) -> tuple[dict[str, Policies], dict[str, float]]:
-    """Rung -> label -> policy, in their order; and how alike the vectors are."""
-    (layer,) = by_layer([str(bench.saes)])
-    found, alike = vectors(bench, fitted, layer)
+def rungs(fitted: Any, side: str, layer: int, found: Mapping[str, Vector]) -> dict[str, Policies]:
+    """Rung -> label -> policy, in their order."""
     caa = fitted["caa"][None]
 
     def added(what: str, policy: Any, places: Any) -> Policies:
@@ -117,12 +114,11 @@ def rungs(bench: Bench, fitted: Any, side: str) -> tuple[dict[str, Policies], di
         "SpARE's features, as a vector": picked,
         "SpARE": edited("last_prompt"),
         "SpARE at every position": edited("all"),
-    }, alike
+    }
 
 
-def climbed(bench: Bench, fitted: Any, side: str) -> dict[str, Any]:
+def climbed(bench: Bench, several: Mapping[str, Policies], side: str) -> dict[str, Any]:
     """Every rung's setting and what it gives on test."""
-    several, alike = rungs(bench, fitted, side)
     policies: Policies = {}
     for one in several.values():
         policies |= one
@@ -138,16 +134,14 @@ def climbed(bench: Bench, fitted: Any, side: str) -> dict[str, Any]:
     run = bench.answered(f"why-test-{side}", cases, wanted, ["plain"])
     summary = summarise(cases, run.results)
     return {
-        "alike": alike,
-        "rungs": {
-            name: {
-                "setting": label,
-                "validation": tuning[label][f"{side}_rate"],
-                **heads.told(summary.cells[label][f"{side}_rate"]),
-                "other": summary.cells[label]["other_rate"].value,
-            }
-            for name, label in chosen.items()
-        },
+        name: {
+            "settings": len(several[name]),
+            "setting": label,
+            "validation": tuning[label][f"{side}_rate"],
+            **heads.told(summary.cells[label][f"{side}_rate"]),
+            "other": summary.cells[label]["other_rate"].value,
+        }
+        for name, label in chosen.items()
     }
 
 
@@ -160,12 +154,15 @@ def main() -> None:
     arguments = options.parse_args()
     bench = Bench(Seed(arguments.seed, arguments.heads), arguments.runs)
     fitted = bench.fitted()
+    (layer,) = by_layer([str(bench.saes)])
+    found, about = vectors(bench, fitted, layer)
     figures: Mapping[str, Any] = {
         "command": f"python experiments/steering/why.py --seed {bench.seed.name}",
         "model": {"name": bench.seed.name, "fingerprint": bench.seed.model.fingerprint},
         "versions": bench.seed.versions,
         "samples": {"validation": TUNED, "test": TESTED},
-        "sides": {side: climbed(bench, fitted, side) for side in SIDES},
+        "vectors": about,
+        "sides": {side: climbed(bench, rungs(fitted, side, layer, found), side) for side in SIDES},
     }
     path = HERE / "results" / f"why-{bench.seed.name}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

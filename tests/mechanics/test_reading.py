@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import OPTConfig, OPTForCausalLM
 
 import conflictkit as ck
+from conflictkit import engine
 from conflictkit.detectors.probe import HEADS, LayerProbe
 from conflictkit.errors import (
     EmptyInputError,
@@ -23,12 +24,16 @@ from conflictkit.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from conflictkit.gates import Gate
 from conflictkit.mechanics import probing
 from conflictkit.mechanics.probing import even_odds, fit_probes
 from conflictkit.mechanics.reading import along, weigh
 from conflictkit.models import fingerprint
+from conflictkit.plan import open_streams
 from conflictkit.policy import Policy
 from conflictkit.prompt_cache import PromptCache
+from conflictkit.sampling import Decoding
+from conflictkit.stepping import Stepper
 from tests.anatomy.families import model as family
 from tests.evaluation.runner.conftest import case
 from tests.probed import hooks
@@ -194,6 +199,31 @@ def test_nothing_is_said_against_an_end(model: Any) -> None:
     assert scores(again) != pytest.approx(scores(plain), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "drafts"),
+    [({}, 0), ({}, None), ({"n": 2, "num_beams": 2}, 0)],
+    ids=["plain", "drafts", "beams"],
+)
+def test_nothing_is_said_against_memory_without_a_passage(
+    model: Any, options: Any, drafts: int | None
+) -> None:
+    """As in evaluations, where both streams of a method read the question alone."""
+    probe = probe_of(model.model, 0)
+    asked = [model.prompts(QUESTION, None), model.prompts(QUESTION, CONTEXT)]
+    rows = {
+        name: [one.get(name, one["memory"]).ids for one in asked] for name in ("context", "memory")
+    }
+    gate = ck.Controller(ck.methods.build("cad"), Gate.parse("probe > 0.5").reading(probe))
+    streams = open_streams(model.model, gate, rows, pad_id=2, end_ids=(1,))
+    decoding = Decoding(max_new_tokens=6, **options)
+    run = Stepper(streams, gate, decoding, end_ids=(1,), decode=str, drafts=drafts)
+    least = 1 / (1 + math.exp(-probe.bias))
+    for row, answers in enumerate(engine.generate(run)):
+        for one in answers:
+            told = [record.scores["probe"] for record in one.records]
+            assert (told == pytest.approx([least] * len(told))) is (row == 0)
+
+
 @pytest.mark.parametrize(("spec", "streams"), [("cad", 2), ("plain", 2), ("ph3?heads=1.2", 3)])
 def test_it_costs_no_pass_beside_memory(model: Any, spec: str, streams: int) -> None:
     given: dict[str, Any] = {"when": "probe > 0.5", "probe": probe_of(model.model, 0)}
@@ -335,10 +365,13 @@ def test_heads_see_what_a_line_does_not(atlas: Any, tmp_path: Path) -> None:
     before, behind = (along(atlas, read, {4: own})[4].mean() for own in (alone, mended))
     assert behind < 0.7 * before  # of subjects that the correction was not learnt from
     probed.probe.save(tmp_path / "probe.safetensors")
-    for one, answers in ((others[0], True), (others[1], False)):
-        gate = {"when": "probe > 0.5", "probe": tmp_path / "probe.safetensors"}
-        answer = atlas.ask(one.question, list(one.contexts), "interpolate", weight=0.0, **gate)
-        assert (max(scores(answer)) > 0.5) is answers
+    gate: Any = {"when": "probe > 0.5", "probe": tmp_path / "probe.safetensors"}
+    answers = atlas.ask_batch(
+        [one.question for one in others], [one.contexts for one in others], "plain", **gate
+    )
+    fired = torch.tensor([max(scores(one)) > 0.5 for one in answers]).double()
+    assert fired[wrong].mean() > 0.7
+    assert fired[~wrong].mean() < 0.2
 
 
 def pairs(split: str, count: int) -> list[Any]:
